@@ -1,0 +1,106 @@
+"""A LLaVA of any size with random weights, written shard by shard: never more than one layer in memory.
+
+    python benchmarks/random_llava.py OUTPUT --processor examples/digit_scenes/llava
+
+The default is the shape of llava-hf/llava-1.5-7b-hf in bfloat16 (14.1 GB). The processor's image size and patches are
+set to the vision tower's.
+"""
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from transformers import (
+    AutoProcessor,
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    PreTrainedModel,
+)
+
+
+SHARD_BYTES = 1_000_000_000
+
+
+def config_7b() -> LlavaConfig:
+    """The config of llava-hf/llava-1.5-7b-hf."""
+    vision = CLIPVisionConfig(
+        hidden_size=1024,
+        intermediate_size=4096,
+        num_hidden_layers=24,
+        num_attention_heads=16,
+        image_size=336,
+        patch_size=14,
+        projection_dim=768,
+    )
+    text = LlamaConfig(vocab_size=32064, max_position_embeddings=4096, rms_norm_eps=1e-5)
+    return LlavaConfig(text_config=text, vision_config=vision, image_token_index=32000, pad_token_id=32001)
+
+
+def tensors(model: PreTrainedModel, seed: int) -> Iterator[tuple[str, torch.Tensor]]:
+    """Random bfloat16 weights under the model's own names: norms one, biases zero, the rest N(0, 0.02)."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.state_dict().items():
+        if parameter.ndim < 2:
+            yield (
+                name,
+                torch.full(parameter.shape, float("norm" in name and name.endswith("weight")), dtype=torch.bfloat16),
+            )
+        else:
+            yield name, torch.empty(parameter.shape, dtype=torch.bfloat16).normal_(0, 0.02, generator=generator)
+
+
+def write(model: PreTrainedModel, folder: Path, seed: int) -> None:
+    """Shards of about 1 GB and their index."""
+    shard: dict[str, torch.Tensor] = {}
+    home: dict[str, str] = {}
+    total = 0
+
+    def flush() -> None:
+        name = f"model-{len(set(home.values())) + 1:05d}.safetensors"
+        save_file(shard, folder / name, metadata={"format": "pt"})
+        home.update(dict.fromkeys(shard, name))
+        shard.clear()
+
+    for name, tensor in tensors(model, seed):
+        shard[name] = tensor
+        total += tensor.nbytes
+        if sum(t.nbytes for t in shard.values()) > SHARD_BYTES:
+            flush()
+    flush()
+    index = {"metadata": {"total_size": total}, "weight_map": home}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("output", type=Path, help="folder to write")
+    parser.add_argument("--processor", type=Path, required=True, help="folder of a LLaVA processor to adapt")
+    parser.add_argument("--layers", type=int, default=32, help="decoder layers (default 32)")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    args.output.mkdir(parents=True)
+    config = config_7b()
+    config.text_config.num_hidden_layers = args.layers
+    processor = AutoProcessor.from_pretrained(args.processor)
+    config.image_token_index = processor.image_token_id
+    config.pad_token_id = processor.tokenizer.pad_token_id
+    side = {"height": config.vision_config.image_size, "width": config.vision_config.image_size}
+    processor.image_processor.size = processor.image_processor.crop_size = side
+    processor.patch_size = config.vision_config.patch_size
+    config.dtype = torch.bfloat16
+    with torch.device("meta"):
+        model = LlavaForConditionalGeneration(config)
+    write(model, args.output, args.seed)
+    config.architectures = [LlavaForConditionalGeneration.__name__]
+    config.save_pretrained(args.output)
+    processor.save_pretrained(args.output)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""What in a text config goes by layer, and how it changes when layers are removed.
+
+Read from the values themselves: a list as long as the depth has one entry a layer, a shorter list of ascending layer
+numbers is a list of indexes. Only counts cannot be told from other integers, so those two kinds are named.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+
+COUNTS_FROM_THE_FRONT = ("first_k_dense_replace", "max_window_layers")
+COUNTS_FROM_THE_BACK = ("num_kv_shared_layers",)
+
+
+def layer_changes(text: dict[str, Any], num_layers: int, kept: Sequence[int]) -> dict[str, Any]:
+    """New values of every key that goes by layer, the depth itself not included.
+
+    Args:
+        text: the text config as a dict.
+        num_layers: the depth that `text` describes.
+        kept: ascending original indexes of the layers that stay.
+    """
+    changes = {}
+    for key, value in text.items():
+        changed = _changed(key, value, num_layers, kept)
+        if changed != value:
+            changes[key] = changed
+    return changes
+
+
+def _changed(key: str, value: Any, num_layers: int, kept: Sequence[int]) -> Any:
+    if is_per_layer(key, value, num_layers):
+        # Entries beyond the depth belong to extra prediction layers: they stay.
+        return [value[i] for i in kept] + list(value[num_layers:])
+    if is_layer_indexes(key, value, num_layers):
+        return [kept.index(i) for i in value if i in kept]
+    if key == "per_layer_config" and isinstance(value, dict):
+        return {str(new): value[str(old)] for new, old in enumerate(kept) if str(old) in value}
+    if key in COUNTS_FROM_THE_FRONT and isinstance(value, int):
+        return sum(i < value for i in kept)
+    if key in COUNTS_FROM_THE_BACK and isinstance(value, int):
+        return sum(i >= num_layers - value for i in kept)
+    return value
+
+
+def is_per_layer(key: str, value: Any, num_layers: int) -> bool:
+    """Whether `value` is a list with one entry for each layer (longer lists only where the key speaks of layers)."""
+    if not isinstance(value, (list, tuple)) or key.endswith("token_id"):
+        return False
+    return len(value) == num_layers or (len(value) > num_layers and "layer" in key)
+
+
+def is_layer_indexes(key: str, value: Any, num_layers: int) -> bool:
+    """Whether `value` is a list of layer numbers, such as Mllama's `cross_attention_layers`."""
+    if not isinstance(value, (list, tuple)) or "layer" not in key or not value:
+        return False
+    if not all(isinstance(i, int) and not isinstance(i, bool) for i in value):
+        return False
+    return len(value) < num_layers and list(value) == sorted(set(value)) and value[0] >= 0 and value[-1] < num_layers

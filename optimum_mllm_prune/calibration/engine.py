@@ -1,0 +1,128 @@
+"""The passes over calibration batches, with observers attached."""
+
+import inspect
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.utils.hooks import RemovableHandle
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+
+from .batches import Batch
+
+
+class Attachable(Protocol):
+    """What the engine asks of an observer."""
+
+    def begin(self, batch: Batch) -> None:
+        """Told of each batch before it runs."""
+
+    def attach(self) -> Sequence[RemovableHandle]:
+        """Put the hooks in place."""
+
+
+def run_calibration(
+    model: PreTrainedModel,
+    batches: Iterable[Batch],
+    observers: Sequence[Attachable],
+    layers: nn.ModuleList,
+    backward: bool,
+    total: int | None = None,
+    gradient_checkpointing: bool = False,
+) -> None:
+    """Run every batch through `model` in eval mode; hooks and gradient flags are as before when it returns.
+
+    Args:
+        model: the model; its weights do not change.
+        batches: calibration batches, moved to the model's device one at a time.
+        observers: what listens.
+        layers: the decoder layers.
+        backward: whether the answer loss is also differentiated.
+        total: number of batches, for the progress bar.
+        gradient_checkpointing: recompute each decoder layer's activations in the backward pass.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(_evaluating(model))
+        if backward:
+            stack.enter_context(_frozen(model))
+        if backward and gradient_checkpointing:
+            stack.enter_context(_checkpointed(model, layers))
+        for observer in observers:
+            for handle in observer.attach():
+                stack.callback(handle.remove)
+        for batch in tqdm(batches, total=total, desc="Calibrating", unit="batch"):
+            batch = batch.to(model.device, model.dtype)
+            for observer in observers:
+                observer.begin(batch)
+            _pass(model, batch, backward)
+
+
+def answer_loss(model: PreTrainedModel, batch: Batch) -> Tensor:
+    """Mean cross entropy over the batch's answer tokens, in fp32.
+
+    Where the architecture allows, the head is applied only from the first answer token on: the logits of a long prompt
+    are never made.
+    """
+    targets = batch.labels[:, 1:]
+    first = int((targets != -100).any(dim=0).nonzero()[0])
+    kept = targets.shape[1] - first + 1
+    logits = model(**batch.inputs, **_logits_to_keep(model, kept)).logits[:, -kept:-1]
+    answered = targets[:, first:] != -100
+    return cross_entropy(logits[answered].float(), targets[:, first:][answered])
+
+
+def _pass(model: PreTrainedModel, batch: Batch, backward: bool) -> None:
+    if backward:
+        with torch.enable_grad():
+            answer_loss(model, batch).backward()
+    else:
+        with torch.no_grad():
+            model(**batch.inputs, **_logits_to_keep(model, 1))
+
+
+def _logits_to_keep(model: PreTrainedModel, count: int) -> dict[str, Any]:
+    if "logits_to_keep" in inspect.signature(model.forward).parameters:
+        return {"logits_to_keep": count}
+    return {}
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """No parameter asks for a gradient but those that observers switch on."""
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    model.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+            parameter.grad = None
+
+
+@contextmanager
+def _checkpointed(model: PreTrainedModel, layers: nn.ModuleList) -> Iterator[None]:
+    """Gradient checkpointing in eval mode: only the layers themselves, not their dropouts, count as training."""
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    for layer in layers:
+        layer.training = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.training = False
+        model.gradient_checkpointing_disable()

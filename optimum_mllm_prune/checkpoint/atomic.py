@@ -1,0 +1,86 @@
+"""An output folder that appears whole or not at all."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..errors import UserInputError
+
+
+def check_output(output: str | Path, overwrite: bool, needed_bytes: int = 0) -> Path:
+    """The output folder, if it can be written; nothing is created.
+
+    Args:
+        output: where the checkpoint is to lie.
+        overwrite: whether an existing folder may be replaced.
+        needed_bytes: what will be written.
+
+    Raises:
+        UserInputError: it exists, cannot be written, or the disk has too little room.
+    """
+    output = Path(output)
+    if output.exists() and not output.is_dir():
+        raise UserInputError(f"'{output}' is a file: name a folder for the output.")
+    if output.exists() and any(output.iterdir()) and not overwrite:
+        raise UserInputError(f"'{output}' exists already: name another folder, or add --overwrite to replace it.")
+    home = _existing_parent(output)
+    if not home.is_dir() or not os.access(home, os.W_OK | os.X_OK):
+        raise UserInputError(f"'{output}' cannot be written: choose a folder that you may write to.")
+    free = shutil.disk_usage(home).free
+    if free < needed_bytes:
+        raise UserInputError(
+            f"the disk of '{output}' has {_gb(free)} left and the checkpoint needs {_gb(needed_bytes)}: "
+            "free some room or choose another folder."
+        )
+    return output
+
+
+@contextmanager
+def atomic_folder(output: Path) -> Iterator[Path]:
+    """A temporary folder beside `output` that takes its place when the block ends well, and vanishes otherwise."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent))
+    try:
+        yield temporary
+        _open_up(temporary)
+        _replace(temporary, output)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _open_up(folder: Path) -> None:
+    """Give a folder and its files the rights of any new ones: temporary folders and weight files are private."""
+    mask = _umask()
+    folder.chmod(0o777 & ~mask)
+    for file in folder.iterdir():
+        file.chmod(0o666 & ~mask)
+
+
+def _replace(new: Path, old: Path) -> None:
+    if not old.exists():
+        new.rename(old)
+        return
+    aside = Path(tempfile.mkdtemp(prefix=f".{old.name}.", suffix=".old", dir=old.parent))
+    old.rename(aside / old.name)
+    new.rename(old)
+    shutil.rmtree(aside)
+
+
+def _existing_parent(output: Path) -> Path:
+    path = output.absolute()
+    while not path.exists():
+        path = path.parent
+    return path if path != output.absolute() else path.parent
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:.2f} GB"

@@ -1,0 +1,190 @@
+"""The proof: a saved checkpoint, loaded in a fresh process without this package, is the model in memory."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
+
+from ..backbone.skeleton import attention_implementations
+from . import reload
+
+
+# Logits with and without a cache, as a share of the largest logit: rounding of the number format, not more.
+CACHE_TOLERANCE = {torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 2e-1}
+NEW_TOKENS = 4
+
+
+class VerificationError(RuntimeError):
+    """The saved checkpoint is not the model in memory; nothing was kept."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What the model in memory says: the inputs of a small batch and its logits, on the CPU.
+
+    Attributes:
+        inputs: what forward takes, tensors by name; `input_ids` and `attention_mask` (rows, tokens) among them.
+        logits: (rows, tokens, vocabulary), in the model's dtype.
+        generation: whether generation with and without a cache can be compared (some models differ by nature).
+    """
+
+    inputs: dict[str, Tensor]
+    logits: Tensor
+    generation: bool = True
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What a fresh process found.
+
+    Attributes:
+        max_abs_logit_difference: at real tokens, between the loaded model and the one in memory.
+        missing_keys: weights that the checkpoint lacks, or has in another shape.
+        unexpected_keys: weights that the model does not know.
+        generated_tokens_equal: greedy tokens with and without a cache agree (ties within rounding count as agreeing);
+            None where the architecture's own generation differs already, or there is no cache.
+        without_package: whether the process never had this package.
+        inputs: "image + text" or "text".
+        model_class: what was loaded.
+    """
+
+    max_abs_logit_difference: float
+    missing_keys: list[str]
+    unexpected_keys: list[str]
+    generated_tokens_equal: bool | None
+    without_package: bool
+    inputs: str
+    model_class: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for the report."""
+        return asdict(self)
+
+
+@torch.no_grad()
+def reference_of(model: PreTrainedModel, inputs: dict[str, Tensor], generation: bool = True) -> Reference:
+    """Run the model in memory on `inputs`."""
+    placed = {name: value.to(model.device) for name, value in inputs.items()}
+    logits = model(**placed).logits
+    return Reference({name: value.cpu() for name, value in placed.items()}, logits.cpu(), generation)
+
+
+def verify(folder: Path, model: PreTrainedModel, reference: Reference, has_processor: bool) -> Verification:
+    """Load `folder` in a fresh process in which this package cannot be imported, and compare.
+
+    Args:
+        folder: the checkpoint.
+        model: the model in memory, for its class, dtype and device; it is not run.
+        reference: what it said.
+        has_processor: whether the folder holds a processor, to be loaded as well.
+
+    Raises:
+        VerificationError: it does not load, or differs in anything.
+    """
+    with tempfile.TemporaryDirectory(prefix="mllm-prune-") as scratch:
+        found = _run(Path(scratch), _job(Path(scratch), folder, model, reference, has_processor))
+    generation = found.get("generation")
+    verification = Verification(
+        max_abs_logit_difference=found["max_abs_logit_difference"],
+        missing_keys=found["missing_keys"],
+        unexpected_keys=found["unexpected_keys"],
+        generated_tokens_equal=generation and _alike(generation, model.dtype),
+        without_package=found["without_package"],
+        inputs="image + text" if any("pixel" in name for name in reference.inputs) else "text",
+        model_class=found["model_class"],
+    )
+    _raise_on_failure(verification, generation)
+    return verification
+
+
+def generation_is_consistent(model: PreTrainedModel, inputs: dict[str, Tensor]) -> bool:
+    """Whether greedy generation gives the same with and without a cache; false where the model cannot generate."""
+    if not model.can_generate():
+        return False
+    placed = {name: value.to(model.device) for name, value in inputs.items()}
+    return _alike(reload.generate_both_ways(model, placed, special_tokens(model.config), NEW_TOKENS), model.dtype)
+
+
+def special_tokens(config: PreTrainedConfig) -> list[int]:
+    """Ids of tokens that stand for something other than text, as far as the config names them."""
+    found = set()
+    for key, value in config.to_dict().items():
+        if key.endswith(("token_id", "token_index")):
+            found |= set(value if isinstance(value, list) else [value])
+    return sorted(i for i in found if isinstance(i, int) and i >= 0)
+
+
+def auto_class(model: PreTrainedModel) -> str:
+    """Name of the class that users load the checkpoint with."""
+    if type(model.config) in AutoModelForImageTextToText._model_mapping:
+        return AutoModelForImageTextToText.__name__
+    return type(model).__name__
+
+
+def _job(
+    scratch: Path, folder: Path, model: PreTrainedModel, reference: Reference, has_processor: bool
+) -> dict[str, Any]:
+    tensors = {f"inputs.{name}": value.contiguous() for name, value in reference.inputs.items()}
+    save_file(tensors | {"logits": reference.logits.contiguous()}, scratch / "reference.safetensors")
+    return {
+        "class": auto_class(model),
+        "checkpoint": str(folder.absolute()),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "attention": attention_implementations(model.config),
+        "device": str(model.device),
+        "threads": torch.get_num_threads(),
+        "processor": has_processor,
+        "tensors": str(scratch / "reference.safetensors"),
+        "findings": str(scratch / "findings.json"),
+        "new_tokens": NEW_TOKENS if reference.generation and model.can_generate() else 0,
+        "special_tokens": special_tokens(model.config),
+    }
+
+
+def _run(scratch: Path, job: dict[str, Any]) -> dict[str, Any]:
+    (scratch / "job.json").write_text(json.dumps(job), encoding="utf-8")
+    # The program is handed over as text, and the folder of this package is not on the path of the process.
+    source = Path(reload.__file__).read_text(encoding="utf-8")
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", source, str(scratch / "job.json")],
+        cwd=scratch,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or [f"the process ended with {done.returncode}"])[-1]
+        raise VerificationError(f"the saved checkpoint does not load in a fresh process: {reason}")
+    return json.loads(Path(job["findings"]).read_text(encoding="utf-8"))
+
+
+def _alike(generation: dict[str, Any], dtype: torch.dtype) -> bool:
+    return generation["equal"] or generation["difference"] <= CACHE_TOLERANCE.get(dtype, 1e-3)
+
+
+def _raise_on_failure(found: Verification, generation: dict[str, Any] | None) -> None:
+    if found.missing_keys or found.unexpected_keys:
+        raise VerificationError(
+            f"the saved checkpoint has missing keys {found.missing_keys} and unexpected keys {found.unexpected_keys}"
+        )
+    if found.max_abs_logit_difference != 0:
+        raise VerificationError(
+            f"the reloaded checkpoint's logits differ from the model in memory by {found.max_abs_logit_difference}"
+        )
+    if found.generated_tokens_equal is False:
+        raise VerificationError(
+            "generation with a cache differs from generation without one, by "
+            f"{generation['difference']:.2g} of the largest logit"
+        )
+    if not found.without_package:
+        raise VerificationError("the fresh process imported this package")

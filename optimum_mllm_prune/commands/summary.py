@@ -1,0 +1,54 @@
+"""Tables on the screen."""
+
+from pathlib import Path
+
+from ..checkpoint import PruningReport
+from ..planning import Account, PruningPlan
+
+
+def plan_table(plan: PruningPlan | Account) -> str:
+    """What goes and what is left."""
+    sizes = plan.parameters
+    lines = [
+        ("", "before", "after", "left"),
+        _row("parameters", sizes["before"], sizes["after"]),
+        _row("language backbone", sizes["backbone_before"], sizes["backbone_after"]),
+    ]
+    ratio = plan.ratio
+    said = f"backbone removed: {100 * ratio['achieved']:.2f} % (asked for {100 * ratio['requested']:.2f} %)"
+    changes = [f"config: {key} = {value}" for key, value in plan.config_changes.items() if _is_short(value)]
+    return "\n".join([aligned(lines), said, *plan.notes, *changes])
+
+
+def report_table(report: PruningReport, output: Path) -> str:
+    """What was done, the proof, and where it lies."""
+    proof, size = report.verification, report.size_bytes
+    seconds = ", ".join(f"{stage} {value:.1f}" for stage, value in report.timings_seconds.items())
+    generation = {True: "equal", None: "not compared"}[proof.generated_tokens_equal]
+    return "\n".join(
+        [
+            f"weights: {size['before'] / 1e6:,.1f} MB -> {size['after'] / 1e6:,.1f} MB",
+            f"verified in a fresh process ({proof.inputs}): largest logit difference "
+            f"{proof.max_abs_logit_difference:g}, {len(proof.missing_keys)} missing and {len(proof.unexpected_keys)} "
+            f"unexpected keys, generation with and without cache {generation}",
+            f"seconds: {seconds}; peak memory {report.peak_memory_bytes['cpu'] / 1e9:.2f} GB",
+            f"checkpoint: {output}",
+        ]
+    )
+
+
+def aligned(rows: list[tuple[str, ...]]) -> str:
+    """Rows of cells in columns, the first to the left, the others to the right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
+        for row in rows
+    )
+
+
+def _row(name: str, before: int, after: int) -> tuple[str, ...]:
+    return name, f"{before:,}", f"{after:,}", f"{100 * after / before:.1f} %"
+
+
+def _is_short(value: object) -> bool:
+    return len(str(value)) < 60

@@ -1,0 +1,135 @@
+"""What the user wants: `PruningConfig`."""
+
+from typing import Any
+
+from optimum.configuration_utils import BaseConfig
+
+from .errors import UserInputError
+from .importance.registry import METRICS, default_metric, metrics_for
+from .version import __version__
+
+
+METHODS = ("auto", "layer", "width")
+HEAD_UNITS = ("auto", "group", "query")
+DEFAULT_RATIO = 0.15
+_STAMPS = {"optimum_mllm_prune_version", "optimum_version", "transformers_version"}
+
+
+class PruningConfig(BaseConfig):
+    """How a vision-language model is to be pruned. Keyword arguments only; everything is checked on construction.
+
+    Args:
+        method: "layer" removes whole decoder layers, "width" removes attention heads and MLP channels from every
+            layer, "auto" is "layer" when `num_layers` is given and "width" otherwise (the paper's choice when there
+            is no training budget).
+        ratio: share of the language backbone's parameters to remove, in (0, 1); embeddings and head count as
+            backbone. 0.15 when no size is given at all.
+        num_layers: number of decoder layers to remove instead of a ratio (method "layer").
+        target_params: parameters of the whole model after pruning, instead of a ratio.
+        importance: name of the metric; by default "taylor" for width and "block_influence" for layers.
+        num_samples: calibration rows; by default what the metric needs (10 or 50, as in the paper).
+        batch_size: calibration rows a forward pass; by default all of them for "taylor", whose score is the gradient
+            of the mean loss, and 8 otherwise.
+        head_unit: "group" removes whole key-value groups, "query" removes query heads, as many in every group,
+            "auto" is "group" unless all heads share one key-value head.
+        channel_multiple: MLP widths become a multiple of this; by default the largest power of two up to 64 that
+            divides the present width and moves the ratio by less than a point.
+        allow_twin: whether the text backbone may be declared as its numerically identical twin where its own config
+            class rejects the head count (Llama as Mistral).
+        protected_layers: decoder layers that must stay whole (method "layer").
+        gradient_checkpointing: recompute activations in gradient metrics: less memory, more time.
+        seed: seed of every random choice.
+        dataset: where calibration rows come from (a name, never a local path, once it is written down).
+        dataset_split: split of the data set.
+        base_model: Hub id of the original model; None for a local one.
+        base_model_revision: its commit.
+
+    Raises:
+        UserInputError: a value is out of range, two sizes are given, or a key is unknown.
+    """
+
+    CONFIG_NAME = "pruning_config.json"
+    FULL_CONFIGURATION_FILE = "pruning_config.json"
+
+    method: str = "auto"
+    ratio: float | None = None
+    num_layers: int | None = None
+    target_params: int | None = None
+    importance: str | None = None
+    num_samples: int | None = None
+    batch_size: int | None = None
+    head_unit: str = "auto"
+    channel_multiple: int | None = None
+    allow_twin: bool = True
+    protected_layers: list[int] | None = None
+    gradient_checkpointing: bool = False
+    seed: int = 42
+    dataset: str | None = None
+    dataset_split: str | None = None
+    base_model: str | None = None
+    base_model_revision: str | None = None
+
+    def __post_init__(self, **unknown: Any) -> None:
+        misspelt = sorted(key for key in unknown if key not in _STAMPS)
+        if misspelt:
+            raise UserInputError(
+                f"PruningConfig has no key {', '.join(map(repr, misspelt))}; it has: {', '.join(self._keys())}."
+            )
+        super().__post_init__()
+        self._resolve_size()
+        self._resolve_method()
+        self._check_ranges()
+
+    @classmethod
+    def _keys(cls) -> list[str]:
+        return [key for key in PruningConfig.__annotations__ if not key.startswith("_")]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields and the version that wrote them, and nothing of a model's config."""
+        return {key: getattr(self, key) for key in self._keys()} | {"optimum_mllm_prune_version": __version__}
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """The same: a pruning config is short and says everything."""
+        return self.to_dict()
+
+    def _resolve_size(self) -> None:
+        given = [key for key in ("ratio", "num_layers", "target_params") if getattr(self, key) is not None]
+        if len(given) > 1:
+            raise UserInputError(f"{' and '.join(given)} both say how much to remove: give one of them.")
+        if not given:
+            self.ratio = DEFAULT_RATIO
+
+    def _resolve_method(self) -> None:
+        _one_of("method", self.method, METHODS)
+        _one_of("head_unit", self.head_unit, HEAD_UNITS)
+        if self.method == "auto":
+            self.method = "layer" if self.num_layers is not None else "width"
+        if self.method == "width" and self.num_layers is not None:
+            raise UserInputError("num_layers removes whole layers: use it with method 'layer', or give a ratio.")
+        if self.importance is None:
+            self.importance = default_metric(self.method)
+        _one_of("importance", self.importance, sorted(METRICS))
+        if self.importance not in metrics_for(self.method):
+            raise UserInputError(
+                f"importance '{self.importance}' does not score what method '{self.method}' removes: "
+                f"use one of {', '.join(metrics_for(self.method))}."
+            )
+
+    def _check_ranges(self) -> None:
+        if self.ratio is not None and not (_is_number(self.ratio) and 0 < self.ratio < 1):
+            raise UserInputError(
+                f"ratio must lie between 0 and 1 (0.15 removes 15 % of the language backbone), got {self.ratio}."
+            )
+        for key in ("num_layers", "target_params", "num_samples", "batch_size", "channel_multiple"):
+            value = getattr(self, key)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise UserInputError(f"{key} must be a whole number of at least 1, got {value}.")
+
+
+def _one_of(key: str, value: Any, allowed: tuple[str, ...] | list[str]) -> None:
+    if value not in allowed:
+        raise UserInputError(f"unknown {key} '{value}': use one of {', '.join(allowed)}.")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

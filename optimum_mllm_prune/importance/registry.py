@@ -1,0 +1,67 @@
+"""Every metric by name: what it scores, what it needs, how many calibration rows."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+from .activation import Activation, Wanda
+from .block_influence import BlockInfluence
+from .observer import Observer, Subject
+from .taylor import Taylor, TaylorGroup
+from .weights import LayerMagnitude, RandomLayers, RandomUnits, UnitMagnitude
+
+
+Needs = Literal["weights", "forward", "backward"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How to make a metric.
+
+    Attributes:
+        needs: "weights" alone, "forward" passes or "backward" passes over calibration rows.
+        create: makes the observer.
+        samples: calibration rows by default (the paper's numbers for gradients and for Block Influence).
+        one_batch: whether all rows belong in one batch, because the score is not linear in the gradient.
+    """
+
+    needs: Needs
+    create: Callable[[Subject], Observer]
+    samples: int = 0
+    one_batch: bool = False
+
+
+METRICS: dict[str, dict[str, Metric]] = {
+    "block_influence": {"layer": Metric("forward", BlockInfluence, 50)},
+    "magnitude": {"layer": Metric("weights", LayerMagnitude)},
+    "taylor": {"width": Metric("backward", Taylor, 10, one_batch=True)},
+    "taylor_group": {"width": Metric("backward", TaylorGroup, 10)},
+    "activation": {"width": Metric("forward", Activation, 50)},
+    "wanda": {"width": Metric("forward", Wanda, 50)},
+    "magnitude_l1": {"width": Metric("weights", partial(UnitMagnitude, norm="l1"))},
+    "magnitude_l2": {"width": Metric("weights", partial(UnitMagnitude, norm="l2"))},
+    "random": {"layer": Metric("weights", RandomLayers), "width": Metric("weights", RandomUnits)},
+}
+
+# The other method's metric that the same passes give for nothing, so that one file of scores serves both methods.
+COMPANIONS: dict[str, dict[Needs, str]] = {
+    "layer": {"weights": "magnitude", "forward": "block_influence", "backward": "block_influence"},
+    "width": {"weights": "magnitude_l2", "forward": "activation", "backward": "activation"},
+}
+
+
+def metrics_for(method: str) -> list[str]:
+    """Names of the metrics that score what `method` removes."""
+    return [name for name, by_method in METRICS.items() if method in by_method]
+
+
+def default_metric(method: str) -> str:
+    """The metric the paper uses for `method`."""
+    return {"layer": "block_influence", "width": "taylor"}[method]
+
+
+def companion(method: str, name: str) -> str:
+    """Metric for the method that is not `method`, scored in the same passes as `name`."""
+    other = "width" if method == "layer" else "layer"
+    return "random" if name == "random" else COMPANIONS[other][METRICS[name][method].needs]

@@ -1,0 +1,103 @@
+"""First-order Taylor scores: how much the answer loss would move if a unit were set to zero.
+
+Source: Ma et al., LLM-Pruner (arXiv 2305.11627), equations 3-5; over the answer tokens of multimodal rows as in Huang
+et al. (arXiv 2507.20749), section 3.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
+
+from ..backbone import Axis
+from .observer import Observer, Subject, hook_readers
+
+
+class Taylor(Observer):
+    """Sum of |w g| over the coupled group, g the gradient of the batch-mean answer loss.
+
+    Each gradient is reduced to its units' sums and freed as soon as it is complete, so that the memory above that of
+    the activations is one parameter and not one model. Over several batches the sums are averaged.
+    """
+
+    def __init__(self, subject: Subject) -> None:
+        super().__init__(subject)
+        self.batches = 0
+        self.sums = {g.kind: torch.zeros(len(g.sites), g.units) for g in subject.groups}
+
+    def begin(self, batch: Any) -> None:
+        """Counts the batch."""
+        super().begin(batch)
+        self.batches += 1
+
+    def attach(self) -> Sequence[RemovableHandle]:
+        """One hook on every parameter that belongs to a unit; those parameters start to require gradients."""
+        handles: list[RemovableHandle] = []
+        for group in self.subject.groups:
+            for index, site in enumerate(group.sites):
+                for axis in site.axes:
+                    weight = self.subject.model.get_parameter(axis.tensor)
+                    weight.requires_grad_(True)
+                    handles.append(weight.register_post_accumulate_grad_hook(self._reduce(group.kind, index, axis)))
+        return handles
+
+    def scores(self) -> dict[str, Tensor]:
+        """(sites, units) for each kind."""
+        return {kind: sums / max(self.batches, 1) for kind, sums in self.sums.items()}
+
+    def _reduce(self, kind: str, index: int, axis: Axis) -> Callable[[Tensor], None]:
+        def reduce(weight: Tensor) -> None:
+            product = weight.grad.float().mul_(weight.detach()).abs_()
+            weight.grad = None
+            self.sums[kind][index] += axis.sums(product).cpu()
+
+        return reduce
+
+
+class TaylorGroup(Observer):
+    """|sum of x dL/dx| over the real tokens and channels of a unit, x the input of `o_proj` or `down_proj`.
+
+    Equals |sum of w g| over the unit's columns of that projection, with all weights frozen: no weight gradient is ever
+    allocated.
+    """
+
+    def __init__(self, subject: Subject) -> None:
+        super().__init__(subject)
+        self.sums = {g.kind: torch.zeros(len(g.sites), g.units, dtype=torch.float64) for g in subject.groups}
+
+    def attach(self) -> Sequence[RemovableHandle]:
+        """A tap before every reader, and gradients that start at the token embeddings."""
+        embeddings = self.subject.model.get_input_embeddings()
+        start = embeddings.register_forward_hook(lambda _, __, output: output.requires_grad_(True))
+        return [start, *hook_readers(self.subject, self._tap)]
+
+    def scores(self) -> dict[str, Tensor]:
+        """(sites, units) for each kind."""
+        return {kind: sums.abs().float() for kind, sums in self.sums.items()}
+
+    def _tap(self, kind: str, index: int, states: Tensor) -> Tensor:
+        def add(products: Tensor) -> None:
+            units = self.sums[kind].shape[1]
+            self.sums[kind][index] += products.unflatten(-1, (units, -1)).sum(dim=-1).cpu()
+
+        # Outside the decoder nothing before the tap needs a gradient, so the tap starts one.
+        return _Tap.apply(states if states.requires_grad else states.detach().requires_grad_(True), add)
+
+
+class _Tap(torch.autograd.Function):
+    """Passes its input on; in backward hands sum over tokens of input * gradient, fp64 (width,), to a function."""
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, add: Callable[[Tensor], None]) -> Tensor:
+        ctx.save_for_backward(states)
+        ctx.add = add
+        return states.view_as(states)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (states,) = ctx.saved_tensors
+        products = states.float() * gradient.float()
+        ctx.add(products.reshape(-1, products.shape[-1]).sum(dim=0, dtype=torch.float64))
+        return gradient, None

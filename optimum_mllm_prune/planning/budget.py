@@ -1,0 +1,198 @@
+"""From a wish (a ratio, a number of layers, a number of parameters) to sizes that the config can express."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from ..backbone import Backbone, Group, NotExpressibleError, Sizes
+from ..configuration import PruningConfig
+from ..errors import UserInputError
+
+
+LARGEST_MULTIPLE = 64
+# Rounding a width to its multiple moves the ratio by at most half a step: one point.
+LARGEST_STEP = 0.02
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much is to go.
+
+    Attributes:
+        remove: parameters to remove.
+        ratio: the same as a share of the backbone's parameters.
+    """
+
+    remove: float
+    ratio: float
+
+
+def budget_of(backbone: Backbone, config: PruningConfig) -> Budget:
+    """The parameters to remove.
+
+    Raises:
+        UserInputError: `target_params` is not below the present size, or below what is not backbone.
+    """
+    if config.num_layers is not None:
+        remove = config.num_layers * _mean_layer(backbone)
+        return Budget(remove, remove / backbone.backbone_parameters)
+    if config.target_params is None:
+        return Budget(config.ratio * backbone.backbone_parameters, config.ratio)
+    remove = backbone.parameters - config.target_params
+    if not 0 < remove < backbone.backbone_parameters:
+        low = backbone.parameters - backbone.backbone_parameters
+        raise UserInputError(
+            f"target_params must lie between {low:,} (all but the language backbone) and {backbone.parameters:,} "
+            f"(the model as it is), got {config.target_params:,}."
+        )
+    return Budget(remove, remove / backbone.backbone_parameters)
+
+
+def layers_to_remove(backbone: Backbone, config: PruningConfig, order: Sequence[int]) -> list[int]:
+    """The layers that go, ascending: the first of `order` that come closest to the budget.
+
+    Raises:
+        UserInputError: nothing, everything or more than may go would go.
+    """
+    if config.num_layers is not None:
+        count = config.num_layers
+        if count >= backbone.num_layers:
+            raise UserInputError(
+                f"num_layers {count} would leave nothing: the model has {backbone.num_layers} layers, remove fewer."
+            )
+    else:
+        count = _closest_count(backbone, budget_of(backbone, config), order)
+    if count > len(order):
+        raise UserInputError(
+            f"{count} of {backbone.num_layers} layers would have to go but only {len(order)} may: "
+            f"the others are protected. Ask for less, or use method 'width'."
+        )
+    return sorted(order[:count])
+
+
+def width_sizes(backbone: Backbone, config: PruningConfig) -> tuple[Sizes, list[str]]:
+    """Heads and channels that stay in every layer, and remarks on how they were chosen.
+
+    Heads and MLP lose the same share, as in the paper; what the config cannot say of the heads, the MLP gives.
+
+    Raises:
+        UserInputError: the architecture cannot express it, or nothing or everything would go.
+    """
+    groups, notes = backbone.groups()
+    if not groups:
+        raise UserInputError(f"no width of this architecture can be changed ({'; '.join(notes)}): use method 'layer'.")
+    budget = budget_of(backbone, config)
+    total = sum(_cost(backbone, group) * group.units for group in groups)
+    share = budget.remove / total
+    if share >= 1:
+        raise UserInputError(
+            f"ratio {budget.ratio:.3f} would remove everything: heads and MLP channels are "
+            f"{total / backbone.backbone_parameters:.3f} of the language backbone, ask for less."
+        )
+    sizes = Sizes(tuple(range(backbone.num_layers)))
+    remove = budget.remove
+    by_kind = {group.kind: group for group in groups}
+    if "heads" in by_kind:
+        sizes, note = _with_heads(backbone, by_kind["heads"], share, config.allow_twin)
+        notes.append(note)
+        kept = by_kind["heads"].units if sizes.heads is None else sizes.heads
+        remove -= (by_kind["heads"].units - kept) * _cost(backbone, by_kind["heads"])
+    if "channels" in by_kind:
+        sizes, note = _with_channels(backbone, by_kind["channels"], sizes, remove, config.channel_multiple)
+        notes.append(note)
+    if sizes.heads is None and sizes.channels is None:
+        raise UserInputError(
+            f"ratio {budget.ratio:.4f} removes nothing: less than half a step of this architecture, ask for more."
+        )
+    return sizes, notes
+
+
+def channel_multiple(width: int, share_of_one: float) -> int:
+    """The largest power of two up to 64 that divides `width` and whose step moves the ratio by at most two points.
+
+    Args:
+        width: the present `intermediate_size`.
+        share_of_one: share of the backbone's parameters that one channel in every layer makes up.
+    """
+    multiple = LARGEST_MULTIPLE
+    while multiple > 1 and (width % multiple or multiple * share_of_one > LARGEST_STEP):
+        multiple //= 2
+    return multiple
+
+
+def _mean_layer(backbone: Backbone) -> float:
+    return sum(_layer_sizes(backbone)) / backbone.num_layers
+
+
+def _layer_sizes(backbone: Backbone) -> list[int]:
+    sizes = [0] * backbone.num_layers
+    for name, shape in backbone.shapes.items():
+        layer = backbone.layer_of(name)
+        if layer is not None:
+            sizes[layer] += math.prod(shape)
+    return sizes
+
+
+def _closest_count(backbone: Backbone, budget: Budget, order: Sequence[int]) -> int:
+    sizes = _layer_sizes(backbone)
+    removed = [sum(sizes[i] for i in order[:n]) for n in range(len(order) + 1)]
+    count = min(range(len(removed)), key=lambda n: abs(removed[n] - budget.remove))
+    one = _mean_layer(backbone) / backbone.backbone_parameters
+    if count == 0:
+        raise UserInputError(
+            f"ratio {budget.ratio:.4f} removes nothing: one layer is {one:.4f} of the language backbone, "
+            "ask for more or use method 'width'."
+        )
+    if budget.remove > removed[-1] + _mean_layer(backbone) / 2:
+        raise UserInputError(
+            f"ratio {budget.ratio:.3f} would remove everything: the layers that may go are "
+            f"{removed[-1] / backbone.backbone_parameters:.3f} of the language backbone, ask for less."
+        )
+    return count
+
+
+def _cost(backbone: Backbone, group: Group) -> int:
+    """Parameters that go when every site loses one unit."""
+    cost = 0
+    for axis in (axis for site in group.sites for axis in site.axes):
+        cost += math.prod(backbone.shapes[axis.tensor]) // axis.size * (axis.owned // axis.units)
+    return cost
+
+
+def _with_heads(backbone: Backbone, heads: Group, share: float, allow_twin: bool) -> tuple[Sizes, str]:
+    """The expressible number of heads nearest to an even share; the original config class wins a tie."""
+    whole = Sizes(tuple(range(backbone.num_layers)))
+    wanted = heads.units * (1 - share)
+    choices = {heads.units: False} | {n: twin for n, twin in backbone.head_choices.items() if allow_twin or not twin}
+    kept = min(choices, key=lambda n: (round(abs(n - wanted), 6), choices[n], -n))
+    words = f"{heads.unit}s: {heads.units} -> {kept} in every layer"
+    if kept == heads.units:
+        return whole, f"{words} (an even share would be {wanted:.1f})"
+    if choices[kept]:
+        return replace(whole, heads=kept, twin=True), (
+            f"{words}, which its own config class rejects, so the text backbone is declared as its numerically "
+            "identical twin 'mistral'"
+        )
+    return replace(whole, heads=kept), f"{words} (an even share would be {wanted:.1f})"
+
+
+def _with_channels(
+    backbone: Backbone, channels: Group, sizes: Sizes, remove: float, multiple: int | None
+) -> tuple[Sizes, str]:
+    cost = _cost(backbone, channels)
+    step = multiple or channel_multiple(channels.units, cost / backbone.backbone_parameters)
+    wanted = channels.units - remove / cost
+    if wanted < step / 2:
+        raise UserInputError(
+            f"the heads cannot give their share and the MLP alone has only {channels.units} channels: ask for less."
+        )
+    kept = min(max(round(wanted / step), 1) * step, channels.units)
+    words = f"MLP channels: {channels.units} -> {kept} in every layer, rounded to a multiple of {step}"
+    if kept == channels.units:
+        return sizes, words
+    candidate = replace(sizes, channels=kept)
+    try:
+        backbone.built(candidate)
+    except NotExpressibleError as error:
+        raise UserInputError(f"this architecture cannot express {kept} MLP channels: {error}") from error
+    return candidate, words

@@ -1,0 +1,183 @@
+"""A plan is data: what goes, by original index, and what the model will weigh."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from ..backbone import Backbone, Group, NotExpressibleError, Sizes
+from ..errors import UserInputError
+
+
+PLAN_NAME = "pruning_plan.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class PruningPlan:
+    """What is removed and what is left. Plain data: JSON and back, to be written, read, edited and replayed.
+
+    Attributes:
+        method: "layer" or "width".
+        importance: name of the metric.
+        model: {"model_type", "class", "fingerprint", "base_model", "base_model_revision"} of the original.
+        num_layers: decoder layers of the original.
+        removed_layers: original indexes, ascending.
+        head_unit: "group" or "query": what `removed_heads` counts.
+        removed_heads: module name of each attention block to the units it loses; empty when none go.
+        removed_channels: module name of each MLP block to the channels it loses; empty when none go.
+        twin: model type that the text backbone is declared as; None when it keeps its own.
+        config_changes: text config keys to their new values.
+        parameters: {"before", "after", "backbone_before", "backbone_after"}.
+        ratio: {"requested", "achieved"}, shares of the backbone's parameters.
+        notes: how the sizes were chosen, in words.
+        scores: fingerprint of the scores; None where none were needed.
+        config: the PruningConfig, as a dict.
+        command: the command line, where there was one.
+        format: version of this form.
+    """
+
+    method: str
+    importance: str
+    model: dict[str, Any]
+    num_layers: int
+    removed_layers: list[int]
+    head_unit: str
+    removed_heads: dict[str, list[int]]
+    removed_channels: dict[str, list[int]]
+    twin: str | None
+    config_changes: dict[str, Any]
+    parameters: dict[str, int]
+    ratio: dict[str, float]
+    notes: list[str] = field(default_factory=list)
+    scores: str | None = None
+    config: dict[str, Any] = field(default_factory=dict)
+    command: str | None = None
+    format: int = FORMAT
+
+    @property
+    def kept_layers(self) -> list[int]:
+        """Original indexes of the layers that stay, ascending: layer j of the pruned model was `kept_layers[j]`."""
+        return [layer for layer in range(self.num_layers) if layer not in set(self.removed_layers)]
+
+    def to_json(self) -> str:
+        """The plan as JSON text, one line for each list of indexes."""
+        return _compact(json.dumps(asdict(self), indent=2, ensure_ascii=False))
+
+    def save(self, folder: Path) -> None:
+        """Write `pruning_plan.json`."""
+        (folder / PLAN_NAME).write_text(self.to_json() + "\n", encoding="utf-8")
+
+    @classmethod
+    def from_dict(cls, data: Any) -> "PruningPlan":
+        """The plan that a dict describes.
+
+        Raises:
+            UserInputError: a key is missing, unknown or of another format.
+        """
+        known = {f.name for f in fields(cls)}
+        if not isinstance(data, dict) or not {"method", "removed_layers", "model"} <= data.keys():
+            raise UserInputError("the plan is not a pruning plan: give the pruning_plan.json that a run has written.")
+        strange = sorted(data.keys() - known)
+        missing = sorted(f.name for f in fields(cls) if f.name not in data and f.name in _REQUIRED)
+        if strange or missing:
+            raise UserInputError(f"the plan has unknown keys {strange} and lacks {missing}: write it again.")
+        if data.get("format", FORMAT) != FORMAT:
+            raise UserInputError(f"the plan has format {data['format']}, this version reads {FORMAT}: write it again.")
+        return cls(**data)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "PruningPlan":
+        """Read a plan from a file, or from the folder that holds `pruning_plan.json`.
+
+        Raises:
+            UserInputError: there is none, or it is not a plan.
+        """
+        path = Path(path)
+        file = path / PLAN_NAME if path.is_dir() else path
+        if not file.is_file():
+            raise UserInputError(f"no plan at '{path}': give a {PLAN_NAME} or the folder that holds it.")
+        try:
+            return cls.from_dict(json.loads(file.read_text(encoding="utf-8")))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise UserInputError(f"the plan '{file.name}' is not JSON ({error}).") from error
+
+    def sizes(self, backbone: Backbone) -> Sizes:
+        """What the pruned config will say, checked against the model.
+
+        Raises:
+            UserInputError: the plan is of another model, or its indexes do not fit it.
+        """
+        if self.model.get("fingerprint") != fingerprint(backbone):
+            raise UserInputError(
+                f"the plan was made for another model ({self.model.get('model_type')}, "
+                f"{self.parameters.get('before', 0):,} parameters): plan again for this one."
+            )
+        _check_indexes("removed_layers", self.removed_layers, backbone.num_layers)
+        protected = [i for i in self.removed_layers if i in backbone.protected_layers]
+        if protected:
+            raise UserInputError(f"the plan removes layer {protected[0]}: {backbone.protected_layers[protected[0]]}.")
+        return Sizes(
+            kept_layers=tuple(self.kept_layers),
+            heads=_units_left(self.removed_heads, backbone, "heads"),
+            channels=_units_left(self.removed_channels, backbone, "channels"),
+            twin=self.twin is not None,
+        )
+
+    def removed_units(self, group: Group) -> dict[str, list[int]]:
+        """Module name of each block of a group to the units it loses."""
+        return self.removed_heads if group.kind == "heads" else self.removed_channels
+
+
+_REQUIRED = {f.name for f in fields(PruningPlan) if f.name not in {"notes", "scores", "config", "command", "format"}}
+
+
+def fingerprint(backbone: Backbone) -> str:
+    """sha256 over the names and shapes of all weights: the architecture a plan and its scores belong to."""
+    described = json.dumps([backbone.config.model_type, sorted(backbone.shapes.items())])
+    return hashlib.sha256(described.encode()).hexdigest()
+
+
+def _units_left(removed: dict[str, list[int]], backbone: Backbone, kind: str) -> int | None:
+    if not removed:
+        return None
+    try:
+        group: Group = getattr(backbone, kind)
+    except NotExpressibleError as error:
+        raise UserInputError(f"the plan removes {kind}, which this model cannot: {error}") from error
+    names = {site.prefix for site in group.sites}
+    if names != removed.keys():
+        raise UserInputError(f"the plan's removed_{kind} must name every block: {sorted(names ^ removed.keys())[0]}.")
+    for name, units in removed.items():
+        _check_indexes(f"removed_{kind} of {name}", units, group.units)
+    counts = {len(units) for units in removed.values()}
+    if len(counts) != 1:
+        raise UserInputError(f"the plan's removed_{kind} differ in number between layers: a config cannot say that.")
+    return group.units - counts.pop()
+
+
+def _check_indexes(what: str, indexes: list[int], limit: int) -> None:
+    ascending = all(isinstance(i, int) for i in indexes) and indexes == sorted(set(indexes))
+    if not ascending or any(not 0 <= i < limit for i in indexes) or len(indexes) >= limit:
+        raise UserInputError(
+            f"the plan's {what} must be ascending numbers from 0 to {limit - 1}, and not all of them."
+        )
+
+
+def _compact(text: str) -> str:
+    """Indented JSON with every list of numbers on one line."""
+    lines, numbers = [], None
+    for line in text.split("\n"):
+        if numbers is not None:
+            if line.strip().startswith("]"):
+                lines[-1] += " ".join(numbers) + line.strip()
+                numbers = None
+            else:
+                numbers.append(line.strip())
+        elif line.endswith("["):
+            lines.append(line)
+            numbers = []
+        else:
+            lines.append(line)
+    return "\n".join(lines)

@@ -1,0 +1,150 @@
+"""The planner: sizes, selection, exact accounting, and the check that the config can say it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..backbone import TWIN_OF, Backbone, NotExpressibleError, Sizes
+from ..backbone.skeleton import count_backbone_parameters, count_parameters
+from ..backbone.text_config import text_config
+from ..configuration import PruningConfig
+from ..errors import UserInputError
+from ..importance import Scores
+from .budget import budget_of, layers_to_remove, width_sizes
+from .plan import PruningPlan, fingerprint
+from .selection import layer_order, weakest
+
+
+@dataclass(frozen=True)
+class Account:
+    """What a plan will leave, exactly, before any weight is touched.
+
+    Attributes:
+        sizes: what the config will say.
+        parameters: {"before", "after", "backbone_before", "backbone_after"}.
+        ratio: {"requested", "achieved"}.
+        config_changes: text config keys to their new values.
+        notes: how the sizes were chosen.
+    """
+
+    sizes: Sizes
+    parameters: dict[str, int]
+    ratio: dict[str, float]
+    config_changes: dict[str, Any]
+    notes: list[str]
+
+
+def account(backbone: Backbone, config: PruningConfig, layer_scores: torch.Tensor | None = None) -> Account:
+    """Sizes and parameters from the config alone.
+
+    Args:
+        backbone: of the original model.
+        config: what is wanted.
+        layer_scores: fp32 (layers,) for method "layer"; without, the last layers stand for those that will go.
+
+    Raises:
+        UserInputError: the wish cannot be met.
+    """
+    if config.method == "layer":
+        removed, notes = _removed_layers(backbone, config, layer_scores)
+        sizes = Sizes(tuple(i for i in range(backbone.num_layers) if i not in removed))
+    else:
+        sizes, notes = width_sizes(backbone, config)
+    try:
+        built = backbone.built(sizes)
+    except NotExpressibleError as error:
+        raise UserInputError(f"this architecture's config cannot express the plan: {error}") from error
+    before, after = backbone.backbone_parameters, count_backbone_parameters(built)
+    return Account(
+        sizes,
+        {
+            "before": backbone.parameters,
+            "after": count_parameters(built),
+            "backbone_before": before,
+            "backbone_after": after,
+        },
+        {"requested": round(budget_of(backbone, config).ratio, 6), "achieved": round(1 - after / before, 6)},
+        _config_changes(backbone, built.config),
+        notes,
+    )
+
+
+def make_plan(backbone: Backbone, config: PruningConfig, scores: Scores) -> PruningPlan:
+    """The plan for a model and its scores. Raises UserInputError."""
+    if scores.model != fingerprint(backbone):
+        raise UserInputError("the scores were made for another model: calibrate this one.")
+    if scores.metrics.get(config.method) != config.importance:
+        raise UserInputError(
+            f"the scores hold '{scores.metrics.get(config.method)}' for method '{config.method}', "
+            f"not '{config.importance}': name that importance or calibrate again."
+        )
+    made = account(backbone, config, scores.tensors["layers"] if config.method == "layer" else None)
+    return PruningPlan(
+        method=config.method,
+        importance=config.importance,
+        model=_model(backbone, config),
+        num_layers=backbone.num_layers,
+        removed_layers=[i for i in range(backbone.num_layers) if i not in made.sizes.kept_layers],
+        head_unit=_head_unit(backbone, made.sizes),
+        removed_heads=_removed_units(backbone, scores, "heads", made.sizes.heads),
+        removed_channels=_removed_units(backbone, scores, "channels", made.sizes.channels),
+        twin=TWIN_OF[text_config(backbone.config).model_type] if made.sizes.twin else None,
+        config_changes=made.config_changes,
+        parameters=made.parameters,
+        ratio=made.ratio,
+        notes=made.notes,
+        scores=scores.fingerprint,
+        config=config.to_dict(),
+    )
+
+
+def _removed_layers(
+    backbone: Backbone, config: PruningConfig, scores: torch.Tensor | None
+) -> tuple[list[int], list[str]]:
+    protected = dict(backbone.protected_layers)
+    for layer in config.protected_layers or ():
+        if not 0 <= layer < backbone.num_layers:
+            raise UserInputError(
+                f"protected_layers has {layer}, the model's layers are 0 to {backbone.num_layers - 1}."
+            )
+        protected.setdefault(layer, "asked for")
+    if scores is None:
+        scores = -torch.arange(backbone.num_layers, dtype=torch.float32)
+    order = layer_order(scores, backbone.layer_kinds, protected)
+    removed = layers_to_remove(backbone, config, order)
+    notes = [f"layers: {backbone.num_layers} -> {backbone.num_layers - len(removed)}"]
+    if protected:
+        notes.append(f"protected layers: {', '.join(f'{i} ({why})' for i, why in sorted(protected.items()))}")
+    return removed, notes
+
+
+def _removed_units(backbone: Backbone, scores: Scores, kind: str, kept: int | None) -> dict[str, list[int]]:
+    if kept is None:
+        return {}
+    group = getattr(backbone, kind)
+    sets = group.stride
+    removed = weakest(scores.of(group), group.units - kept, sets)
+    return {site.prefix: units for site, units in zip(group.sites, removed, strict=True)}
+
+
+def _head_unit(backbone: Backbone, sizes: Sizes) -> str:
+    if sizes.heads is None:
+        return "group"
+    return "query" if backbone.heads.unit == "query head" else "group"
+
+
+def _model(backbone: Backbone, config: PruningConfig) -> dict[str, Any]:
+    return {
+        "model_type": backbone.config.model_type,
+        "class": backbone.model_class.__name__,
+        "fingerprint": fingerprint(backbone),
+        "base_model": config.base_model,
+        "base_model_revision": config.base_model_revision,
+    }
+
+
+def _config_changes(backbone: Backbone, config: Any) -> dict[str, Any]:
+    old, new = text_config(backbone.config).to_dict(), text_config(config).to_dict()
+    ignored = {"dtype", "transformers_version", "architectures"}
+    return {key: value for key, value in new.items() if key not in ignored and old.get(key) != value}

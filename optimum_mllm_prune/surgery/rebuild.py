@@ -1,0 +1,87 @@
+"""The pruned model, built anew from the edited config and the sliced weights."""
+
+import copy
+
+from accelerate import dispatch_model, init_empty_weights
+from torch import nn
+from transformers import PreTrainedModel
+
+from ..backbone import Backbone, Group, NotExpressibleError, with_layouts
+from ..backbone.skeleton import attention_implementations
+from ..errors import UserInputError
+from ..planning import PruningPlan
+from .slicing import cuts_of, take_sliced
+
+
+def pruned_model(model: PreTrainedModel, backbone: Backbone, plan: PruningPlan) -> PreTrainedModel:
+    """Build the model that a plan describes. `model` gives up its tensors on the way and cannot be used afterwards.
+
+    A rebuilt model cannot have stale attributes (head counts, layer numbers, lists kept on a module): it is what a
+    reload of its checkpoint will be. Its tensors are assigned, not copied.
+
+    Args:
+        model: the original, on one device or spread by a device map, nothing offloaded to disk.
+        backbone: of `model`.
+        plan: made for `model`.
+
+    Raises:
+        UserInputError: the plan does not fit the model.
+    """
+    sizes = plan.sizes(backbone)
+    try:
+        backbone.built(sizes)
+        groups = _located_groups(model, backbone, plan)
+    except NotExpressibleError as error:
+        raise UserInputError(f"this architecture's config cannot express the plan: {error}") from error
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise UserInputError("some weights are offloaded: load the model without disk offload (another device_map).")
+    fresh = _empty_model(model, backbone, plan)
+    device, device_map = model.device, getattr(model, "hf_device_map", None)
+    state = dict(take_sliced(model, backbone, plan, cuts_of(plan, groups)))
+    fresh.load_state_dict(state, strict=True, assign=True)
+    fresh.tie_weights()
+    return _placed(fresh, device, _device_map(device_map, backbone, plan))
+
+
+def _located_groups(model: PreTrainedModel, backbone: Backbone, plan: PruningPlan) -> list[Group]:
+    kinds = [kind for kind in ("heads", "channels") if getattr(plan, f"removed_{kind}")]
+    return [with_layouts(getattr(backbone, kind), model) for kind in kinds]
+
+
+def _empty_model(model: PreTrainedModel, backbone: Backbone, plan: PruningPlan) -> PreTrainedModel:
+    """The pruned architecture with real buffers and no weights, set up like `model`."""
+    config = backbone.config_for(plan.sizes(backbone))
+    implementations = attention_implementations(model.config)
+    with init_empty_weights(include_buffers=False):
+        fresh = type(model)._from_config(config, dtype=model.dtype, attn_implementation=implementations)
+    fresh.generation_config = copy.deepcopy(model.generation_config)
+    return fresh.eval()
+
+
+def _placed(model: PreTrainedModel, device: object, device_map: dict[str, object] | None) -> PreTrainedModel:
+    if device_map and len(set(device_map.values())) > 1:
+        return dispatch_model(model, device_map)
+    _move_buffers(model, device)
+    return model
+
+
+def _move_buffers(model: nn.Module, device: object) -> None:
+    for module in model.modules():
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = buffer.to(device)
+
+
+def _device_map(
+    device_map: dict[str, object] | None, backbone: Backbone, plan: PruningPlan
+) -> dict[str, object] | None:
+    """The same placement for the layers under their new numbers."""
+    if device_map is None:
+        return None
+    renamed = {}
+    for name, device in device_map.items():
+        layer = backbone.layer_of(name + ".")
+        new = name if layer is None else backbone.renamed(name + ".", plan.kept_layers)
+        if new is not None:
+            renamed[new.rstrip(".")] = device
+    return renamed

@@ -1,0 +1,58 @@
+"""Weights sliced by plan, one tensor at a time: each original is let go as soon as its slice exists."""
+
+from collections.abc import Iterator, Sequence
+
+from torch import Tensor, nn
+
+from ..backbone import Axis, Backbone, Group
+from ..planning import PruningPlan
+
+
+Cuts = dict[str, list[tuple[Axis, list[int]]]]
+
+
+def cuts_of(plan: PruningPlan, groups: Sequence[Group]) -> Cuts:
+    """Tensor name to the axes along which it loses units, with the units that stay."""
+    cuts: Cuts = {}
+    for group in groups:
+        for site in group.sites:
+            gone = set(plan.removed_units(group)[site.prefix])
+            left = [unit for unit in range(group.units) if unit not in gone]
+            for axis in site.axes:
+                cuts.setdefault(axis.tensor, []).append((axis, left))
+    return cuts
+
+
+def take_sliced(model: nn.Module, backbone: Backbone, plan: PruningPlan, cuts: Cuts) -> Iterator[tuple[str, Tensor]]:
+    """Names and tensors of the pruned model's state dict.
+
+    Takes the tensors out of `model` one by one, so that the two models never stand in memory together; what is left
+    of `model` cannot be used any more.
+    """
+    kept = plan.kept_layers
+    shared: dict[int, Tensor] = {}
+    for name in list(model.state_dict()):
+        tensor = _take(model, name)
+        renamed = backbone.renamed(name, kept)
+        if renamed is None:
+            continue
+        if name not in cuts:
+            # Tied tensors stay one tensor.
+            yield renamed, shared.setdefault(id(tensor), tensor)
+        else:
+            yield renamed, _sliced(tensor, cuts[name])
+
+
+def _sliced(tensor: Tensor, cuts: list[tuple[Axis, list[int]]]) -> Tensor:
+    for axis, left in cuts:
+        tensor = tensor.index_select(axis.dim, axis.indices(left).to(tensor.device))
+    return tensor
+
+
+def _take(model: nn.Module, name: str) -> Tensor:
+    parent, _, leaf = name.rpartition(".")
+    module = model.get_submodule(parent)
+    home = module._parameters if leaf in module._parameters else module._buffers
+    tensor = home[leaf]
+    home[leaf] = None
+    return tensor.detach()

@@ -1,0 +1,3 @@
+"""The version, as in setup.cfg."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,11 @@
+"""One thread and no network, for every test."""
+
+import os
+
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import torch
+
+
+torch.set_num_threads(1)
