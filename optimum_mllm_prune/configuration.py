@@ -122,13 +122,22 @@ class PruningConfig(BaseConfig):
             )
         for key in ("num_layers", "target_params", "num_samples", "batch_size", "channel_multiple"):
             value = getattr(self, key)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            if value is not None and not (_is_whole(value) and value >= 1):
                 raise UserInputError(f"{key} must be a whole number of at least 1, got {value}.")
+        if not (_is_whole(self.seed) and self.seed >= 0):
+            raise UserInputError(f"seed must be a whole number of at least 0, got {self.seed}.")
+        layers = self.protected_layers
+        if layers is not None and not (isinstance(layers, list) and all(map(_is_whole, layers))):
+            raise UserInputError(f"protected_layers must be a list of layer numbers, got {layers}.")
 
 
 def _one_of(key: str, value: Any, allowed: tuple[str, ...] | list[str]) -> None:
     if value not in allowed:
         raise UserInputError(f"unknown {key} '{value}': use one of {', '.join(allowed)}.")
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _is_number(value: Any) -> bool:

@@ -2,27 +2,22 @@
 
 import tempfile
 import time
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from math import ceil
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import HfApi
-from optimum.utils import logging
 from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
-from .backbone import Backbone, Group, with_layouts
-from .calibration.batches import Modality, batches, make_batch
-from .calibration.engine import run_calibration
+from .backbone import Backbone
+from .calibration.batches import make_batch
 from .calibration.processors import load_processor
-from .calibration.rows import load_rows, synthetic_row
+from .calibration.rows import synthetic_row
 from .checkpoint import (
+    CARD_NAME,
     PruningReport,
-    Verification,
     atomic_folder,
     check_output,
     environment,
@@ -31,21 +26,21 @@ from .checkpoint import (
     model_card,
     peak_memory,
     reference_of,
+    special_tokens,
+    upload,
     verify,
     weight_bytes,
 )
 from .configuration import PruningConfig
 from .errors import UserInputError
-from .importance import METRICS, Observer, Scores, Subject, by_layer, companion
+from .importance import Scores
+from .importance.scoring import score
 from .loading import commit_of, load_config, load_model, public_name
-from .planning import PruningPlan, fingerprint, make_plan
+from .planning import PruningPlan, make_plan
 from .surgery import pruned_model
 
 
-logger = logging.get_logger("optimum.mllm_prune.pruner")
-
-DEFAULT_DATASET = "HuggingFaceH4/llava-instruct-mix-vsft"
-DEFAULT_BATCH_SIZE = 8
+SHARD_SIZE = "5GB"
 
 
 class MLLMPruner:
@@ -69,7 +64,7 @@ class MLLMPruner:
         base_model: str | None = None,
         base_model_revision: str | None = None,
     ) -> None:
-        self.model = model.eval()
+        self.model: PreTrainedModel | None = model.eval()
         self.processor = processor
         self.base_model = base_model
         self.base_model_revision = base_model_revision
@@ -126,17 +121,10 @@ class MLLMPruner:
             UserInputError: the data cannot be used, or there is no processor.
         """
         self._refuse_pruned()
+        config = self._with_origin(config, dataset)
         with self._timed("calibration"):
             backbone = self.backbone(config.head_unit)
-            groups = [with_layouts(group, self.model) for group in backbone.groups()[0]]
-            subject = Subject(self.model, backbone.layers_prefix, tuple(groups), config.seed)
-            metrics = {
-                config.method: config.importance,
-                _other(config.method): companion(config.method, config.importance),
-            }
-            observers = [METRICS[name][method].create(subject) for method, name in metrics.items()]
-            self.calibration = self._calibrate(config, dataset, observers, subject)
-            self.scores = Scores(_gathered(observers, groups, backbone), metrics, fingerprint(backbone))
+            self.scores, self.calibration = score(self.model, self.processor, backbone, config, dataset)
         return self.scores
 
     def plan(self, config: PruningConfig, dataset: Any = None, scores: Scores | None = None) -> PruningPlan:
@@ -177,7 +165,11 @@ class MLLMPruner:
         return self.model
 
     def save_pretrained(
-        self, output: str | Path, overwrite: bool = False, verification_inputs: Mapping[str, Tensor] | None = None
+        self,
+        output: str | Path,
+        overwrite: bool = False,
+        verification_inputs: Mapping[str, Tensor] | None = None,
+        keep_model: bool = True,
     ) -> PruningReport:
         """Write checkpoint, processor, plan, scores, report and model card, and verify them; all or nothing.
 
@@ -186,6 +178,7 @@ class MLLMPruner:
             overwrite: replace what is there, once the new checkpoint is complete.
             verification_inputs: batch on which the reloaded model is compared with the one in memory; by default an
                 image of noise with a prompt, or text alone where there is no processor.
+            keep_model: False frees `self.model` before the fresh process loads its copy, so that memory holds one.
 
         Returns:
             The report, as written to `pruning_report.json`.
@@ -194,20 +187,33 @@ class MLLMPruner:
             UserInputError: nothing was pruned yet, or the folder cannot be written.
             VerificationError: the saved checkpoint is not the model in memory; nothing is left behind.
         """
-        if self._pruned is None:
-            raise UserInputError("nothing was pruned yet: call prune before save_pretrained.")
-        plan, size, generates = self._pruned
-        output = check_output(output, overwrite, weight_bytes(self.model))
-        inputs = dict(verification_inputs) if verification_inputs else self._default_inputs()
-        reference = reference_of(self.model, inputs, generates)
+        if self._pruned is None or self.model is None:
+            raise UserInputError("there is no pruned model to save: call prune before save_pretrained.")
+        plan, before, generates = self._pruned
+        after, machine = weight_bytes(self.model), environment(self.model)
+        output = check_output(output, overwrite, after)
+        with self._timed("reference"):
+            reference = reference_of(self.model, dict(verification_inputs or self._default_inputs()), generates)
         with atomic_folder(output) as folder:
             with self._timed("saving"):
                 self._write(folder, plan)
+            if not keep_model:
+                self.model = None
             with self._timed("verification"):
-                verification = verify(folder, self.model, reference, self.processor is not None)
-            report = self._report(plan, size, verification)
+                verification = verify(folder, reference, self.processor is not None)
+            report = PruningReport(
+                parameters=plan.parameters,
+                ratio=plan.ratio,
+                size_bytes={"before": before, "after": after},
+                notes=plan.notes,
+                verification=verification,
+                timings_seconds={stage: round(seconds, 3) for stage, seconds in self.timings.items()},
+                peak_memory_bytes=peak_memory(),
+                calibration=self.calibration,
+                environment=machine,
+            )
             report.save(folder)
-            model_card(output.name, plan, report, self._license()).save(folder / "README.md")
+            model_card(output.name, plan, report, self._license()).save(folder / CARD_NAME)
         return report
 
     def push_to_hub(self, repo_id: str, private: bool | None = None, token: str | None = None) -> str:
@@ -217,42 +223,6 @@ class MLLMPruner:
             self.save_pretrained(folder)
             return upload(folder, repo_id, private, token)
 
-    def _calibrate(
-        self, config: PruningConfig, dataset: Any, observers: Sequence[Observer], subject: Subject
-    ) -> dict[str, Any] | None:
-        metric = METRICS[config.importance][config.method]
-        if metric.needs == "weights":
-            return None
-        if self.processor is None:
-            raise UserInputError(
-                f"importance '{config.importance}' needs a processor to read rows: give MLLMPruner one."
-            )
-        if dataset is None:
-            raise UserInputError(
-                f"importance '{config.importance}' needs calibration rows: give a dataset, or use 'magnitude_l2'."
-            )
-        rows = load_rows(dataset, config.dataset_split, config.num_samples or metric.samples, config.seed)
-        size = config.batch_size or (len(rows) if metric.one_batch else DEFAULT_BATCH_SIZE)
-        counts: Counter[str] = Counter()
-        run_calibration(
-            self.model,
-            _counted(batches(self.processor, rows, size), counts),
-            observers,
-            subject.layers,
-            backward=metric.needs == "backward",
-            total=ceil(len(rows) / size),
-            gradient_checkpointing=config.gradient_checkpointing,
-        )
-        return {
-            "dataset": config.dataset,
-            "split": config.dataset_split,
-            "samples": len(rows),
-            "batch_size": size,
-            "tokens": dict(counts),
-            "seed": config.seed,
-            "importance": config.importance,
-        }
-
     def _with_origin(self, config: PruningConfig, dataset: Any) -> PruningConfig:
         """The config with what is known of model and data written into it, local paths left out."""
         local = self.base_model is None or Path(self.base_model).exists()
@@ -260,7 +230,9 @@ class MLLMPruner:
         config.base_model = None if local else self.base_model
         config.base_model_revision = None if local else self.base_model_revision
         if dataset is not None and config.dataset is None:
-            config.dataset = public_name(str(dataset)) if isinstance(dataset, (str, Path)) else "rows in memory"
+            config.dataset = str(dataset) if isinstance(dataset, (str, Path)) else "rows in memory"
+        if config.dataset is not None:
+            config.dataset = public_name(config.dataset)
         return config
 
     def _backbone_for(self, plan: PruningPlan) -> Backbone:
@@ -276,32 +248,21 @@ class MLLMPruner:
     def _default_inputs(self) -> dict[str, Tensor]:
         if self.processor is None:
             vocabulary = self.model.get_input_embeddings().weight.shape[0]
-            ids = torch.randint(vocabulary // 2, vocabulary, (1, 8), generator=torch.Generator().manual_seed(0))
+            ids = torch.randint(vocabulary // 2, vocabulary, (1, 64), generator=torch.Generator().manual_seed(0))
+            # An image token would ask for an image.
+            ids = ids[~torch.isin(ids, torch.tensor(special_tokens(self.model.config)))][:8].unsqueeze(0)
             return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         batch = make_batch(self.processor, [synthetic_row()]).to("cpu", self.model.dtype)
         return {name: value for name, value in batch.inputs.items() if isinstance(value, Tensor)}
 
     def _write(self, folder: Path, plan: PruningPlan) -> None:
-        self.model.save_pretrained(folder)
+        self.model.save_pretrained(folder, max_shard_size=SHARD_SIZE)
         if self.processor is not None:
             self.processor.save_pretrained(folder)
         PruningConfig.from_dict(plan.config).save_pretrained(folder)
         plan.save(folder)
         if self.scores is not None:
             self.scores.save(folder)
-
-    def _report(self, plan: PruningPlan, size_before: int, verification: Verification) -> PruningReport:
-        return PruningReport(
-            parameters=plan.parameters,
-            ratio=plan.ratio,
-            size_bytes={"before": size_before, "after": weight_bytes(self.model)},
-            notes=plan.notes,
-            verification=verification,
-            timings_seconds={stage: round(seconds, 3) for stage, seconds in self.timings.items()},
-            peak_memory_bytes=peak_memory(),
-            calibration=self.calibration,
-            environment=environment(self.model),
-        )
 
     def _license(self) -> str | None:
         return license_of(self.base_model) if self.base_model else None
@@ -315,31 +276,3 @@ class MLLMPruner:
         start = time.perf_counter()
         yield
         self.timings[stage] = self.timings.get(stage, 0.0) + time.perf_counter() - start
-
-
-def upload(folder: Path, repo_id: str, private: bool | None = None, token: str | None = None) -> str:
-    """Upload a finished folder to the Hub in one commit; returns the commit's address."""
-    api = HfApi(token=token)
-    api.create_repo(repo_id, private=private, exist_ok=True)
-    return api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Pruned checkpoint").commit_url
-
-
-def _other(method: str) -> str:
-    return "width" if method == "layer" else "layer"
-
-
-def _gathered(observers: Sequence[Observer], groups: Sequence[Group], backbone: Backbone) -> dict[str, Tensor]:
-    by_kind = {group.kind: group for group in groups}
-    tensors = {}
-    for observer in observers:
-        for kind, rows in observer.scores().items():
-            tensors |= {kind: rows} if kind == "layers" else by_layer(by_kind[kind], rows, backbone.num_layers)
-    return tensors
-
-
-def _counted(made: Iterator[Any], counts: Counter) -> Iterator[Any]:
-    """Count real tokens by modality on the way."""
-    for batch in made:
-        for modality in (Modality.IMAGE, Modality.PROMPT, Modality.ANSWER):
-            counts[modality.name.lower()] += int((batch.modality == modality).sum())
-        yield batch

@@ -1,6 +1,8 @@
 """The language backbone of a vision-language model, found from its config and shapes alone."""
 
 import copy
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -73,6 +75,12 @@ class Backbone:
     def backbone_parameters(self) -> int:
         """Distinct parameters of decoder, token embeddings and head."""
         return count_backbone_parameters(self._skeleton)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 over the names and shapes of all weights: the architecture that plans and scores belong to."""
+        described = json.dumps([self.config.model_type, sorted(self.shapes.items())])
+        return hashlib.sha256(described.encode()).hexdigest()
 
     @cached_property
     def channels(self) -> Group:

@@ -1,7 +1,7 @@
 """What in a text config goes by layer, and how it changes when layers are removed.
 
-Read from the values themselves: a list as long as the depth has one entry a layer, a shorter list of ascending layer
-numbers is a list of indexes. Only counts cannot be told from other integers, so those two kinds are named.
+Read from the values themselves: a list of ascending layer numbers is a list of indexes, any other list as long as the
+depth has one entry a layer. Only counts cannot be told from other integers, so those two kinds are named.
 """
 
 from collections.abc import Sequence
@@ -29,11 +29,11 @@ def layer_changes(text: dict[str, Any], num_layers: int, kept: Sequence[int]) ->
 
 
 def _changed(key: str, value: Any, num_layers: int, kept: Sequence[int]) -> Any:
+    if is_layer_indexes(key, value, num_layers):
+        return [kept.index(i) for i in value if i in kept]
     if is_per_layer(key, value, num_layers):
         # Entries beyond the depth belong to extra prediction layers: they stay.
         return [value[i] for i in kept] + list(value[num_layers:])
-    if is_layer_indexes(key, value, num_layers):
-        return [kept.index(i) for i in value if i in kept]
     if key == "per_layer_config" and isinstance(value, dict):
         return {str(new): value[str(old)] for new, old in enumerate(kept) if str(old) in value}
     if key in COUNTS_FROM_THE_FRONT and isinstance(value, int):
@@ -51,9 +51,14 @@ def is_per_layer(key: str, value: Any, num_layers: int) -> bool:
 
 
 def is_layer_indexes(key: str, value: Any, num_layers: int) -> bool:
-    """Whether `value` is a list of layer numbers, such as Mllama's `cross_attention_layers`."""
+    """Whether `value` is a list of layer numbers, such as Mllama's `cross_attention_layers`.
+
+    It may name every layer, as Llama 4's `moe_layers` does; of two layers, 0 and 1 are rather one flag for each.
+    """
     if not isinstance(value, (list, tuple)) or "layer" not in key or not value:
         return False
     if not all(isinstance(i, int) and not isinstance(i, bool) for i in value):
         return False
-    return len(value) < num_layers and list(value) == sorted(set(value)) and value[0] >= 0 and value[-1] < num_layers
+    if len(value) == num_layers <= 2:
+        return False
+    return list(value) == sorted(set(value)) and value[0] >= 0 and value[-1] < num_layers

@@ -65,11 +65,15 @@ class Axis:
         Returns:
             fp32 tensor of shape (units,).
         """
-        total = torch.zeros(self.units, dtype=torch.float32, device=values.device)
+        others = [dim for dim in range(values.ndim) if dim != self.dim]
+        return self.by_unit(values.sum(dim=others, dtype=torch.float32) if others else values.float())
+
+    def by_unit(self, along: Tensor) -> Tensor:
+        """Sum fp32 values (size,), one for each position along the dimension, over each unit's positions: (units,)."""
+        total = torch.zeros(self.units, dtype=torch.float32, device=along.device)
         for segment in self.known_segments:
-            part = values.narrow(self.dim, segment.offset, self.units * segment.block)
-            rows = part.movedim(self.dim, 0).reshape(self.units, -1)
-            total += rows.sum(dim=1, dtype=torch.float32)
+            part = along[segment.offset : segment.offset + self.units * segment.block]
+            total += part.view(self.units, segment.block).sum(dim=1)
         return total
 
 

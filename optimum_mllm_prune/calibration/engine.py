@@ -118,6 +118,8 @@ def _frozen(model: nn.Module) -> Iterator[None]:
 def _checkpointed(model: PreTrainedModel, layers: nn.ModuleList) -> Iterator[None]:
     """Gradient checkpointing in eval mode: only the layers themselves, not their dropouts, count as training."""
     model.gradient_checkpointing_enable({"use_reentrant": False})
+    # It also makes all embeddings require gradients, the vision tower's too, and disabling would not undo that.
+    model.disable_input_require_grads()
     for layer in layers:
         layer.training = True
     try:

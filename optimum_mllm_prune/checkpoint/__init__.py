@@ -2,6 +2,7 @@
 
 from .atomic import atomic_folder, check_output
 from .card import CARD_NAME, license_of, model_card
+from .hub import upload
 from .report import REPORT_NAME, PruningReport, environment, peak_memory, weight_bytes
 from .verification import (
     Reference,
@@ -10,6 +11,7 @@ from .verification import (
     auto_class,
     generation_is_consistent,
     reference_of,
+    special_tokens,
     verify,
 )
 
@@ -30,6 +32,8 @@ __all__ = [
     "model_card",
     "peak_memory",
     "reference_of",
+    "special_tokens",
+    "upload",
     "verify",
     "weight_bytes",
 ]

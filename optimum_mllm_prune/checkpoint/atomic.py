@@ -3,8 +3,8 @@
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..errors import UserInputError
@@ -22,10 +22,16 @@ def check_output(output: str | Path, overwrite: bool, needed_bytes: int = 0) -> 
         UserInputError: it exists, cannot be written, or the disk has too little room.
     """
     output = Path(output)
-    if output.exists() and not output.is_dir():
+    try:
+        exists = output.exists()
+    except OSError as error:
+        raise UserInputError(f"'{output}' cannot be written ({error.strerror}): choose another name.") from error
+    if exists and not output.is_dir():
         raise UserInputError(f"'{output}' is a file: name a folder for the output.")
-    if output.exists() and any(output.iterdir()) and not overwrite:
+    if exists and any(output.iterdir()) and not overwrite:
         raise UserInputError(f"'{output}' exists already: name another folder, or add --overwrite to replace it.")
+    if output.resolve() in (Path.cwd(), *Path.cwd().parents):
+        raise UserInputError(f"'{output}' holds the folder you are in, which cannot be replaced: name another folder.")
     home = _existing_parent(output)
     if not home.is_dir() or not os.access(home, os.W_OK | os.X_OK):
         raise UserInputError(f"'{output}' cannot be written: choose a folder that you may write to.")
@@ -40,15 +46,32 @@ def check_output(output: str | Path, overwrite: bool, needed_bytes: int = 0) -> 
 
 @contextmanager
 def atomic_folder(output: Path) -> Iterator[Path]:
-    """A temporary folder beside `output` that takes its place when the block ends well, and vanishes otherwise."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent))
+    """A temporary folder beside `output` that takes its place when the block ends well, and vanishes otherwise.
+
+    Raises:
+        UserInputError: no folder can be made there.
+    """
+    absent = [folder for folder in output.absolute().parents if not folder.exists()]
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent))
+    except OSError as error:
+        _remove_empty(absent)
+        raise UserInputError(f"'{output}' cannot be written ({error.strerror}): choose another folder.") from error
     try:
         yield temporary
         _open_up(temporary)
         _replace(temporary, output)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        _remove_empty(absent)
+
+
+def _remove_empty(folders: Sequence[Path]) -> None:
+    """Remove what was made on the way to an output that did not come about; folders with content stay."""
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def _open_up(folder: Path) -> None:
@@ -65,7 +88,12 @@ def _replace(new: Path, old: Path) -> None:
         return
     aside = Path(tempfile.mkdtemp(prefix=f".{old.name}.", suffix=".old", dir=old.parent))
     old.rename(aside / old.name)
-    new.rename(old)
+    try:
+        new.rename(old)
+    except BaseException:
+        (aside / old.name).rename(old)
+        aside.rmdir()
+        raise
     shutil.rmtree(aside)
 
 

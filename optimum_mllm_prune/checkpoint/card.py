@@ -10,6 +10,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import HFValidationError
 from jinja2 import Environment, StrictUndefined
 
+from ..importance import METRICS
 from ..planning import PruningPlan
 from .report import PruningReport
 
@@ -37,7 +38,15 @@ def model_card(name: str, plan: PruningPlan, report: PruningReport, license: str
     )
     template = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
     source = files(__package__).joinpath("card.md.jinja").read_text(encoding="utf-8")
-    body = template.from_string(source).render(name=name, plan=asdict(plan), report=asdict(report), base=base)
+    metric = METRICS.get(plan.importance, {}).get(plan.method)
+    body = template.from_string(source).render(
+        name=name,
+        plan=asdict(plan),
+        report=asdict(report),
+        base=base,
+        by_weights=metric is not None and metric.needs == "weights",
+        dataset=plan.config.get("dataset"),
+    )
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}")
 
 

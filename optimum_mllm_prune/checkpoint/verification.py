@@ -29,17 +29,28 @@ class VerificationError(RuntimeError):
 
 @dataclass(frozen=True)
 class Reference:
-    """What the model in memory says: the inputs of a small batch and its logits, on the CPU.
+    """What the model in memory is and says; the model itself is not needed any more.
 
     Attributes:
-        inputs: what forward takes, tensors by name; `input_ids` and `attention_mask` (rows, tokens) among them.
-        logits: (rows, tokens, vocabulary), in the model's dtype.
-        generation: whether generation with and without a cache can be compared (some models differ by nature).
+        inputs: what forward takes, tensors by name, on the CPU; `input_ids` and `attention_mask` (rows, tokens) among
+            them.
+        logits: (rows, tokens, vocabulary), in the model's dtype, on the CPU.
+        model_class: name of the class that users load the checkpoint with.
+        dtype: of the weights.
+        device: where it stands.
+        attention: attention implementation of the whole model ("") and of each part.
+        special_tokens: ids that generation must not choose.
+        new_tokens: how many tokens to generate with and without a cache; 0 where these cannot be compared.
     """
 
     inputs: dict[str, Tensor]
     logits: Tensor
-    generation: bool = True
+    model_class: str
+    dtype: torch.dtype
+    device: str
+    attention: dict[str, str]
+    special_tokens: list[int]
+    new_tokens: int
 
 
 @dataclass(frozen=True)
@@ -72,32 +83,45 @@ class Verification:
 
 @torch.no_grad()
 def reference_of(model: PreTrainedModel, inputs: dict[str, Tensor], generation: bool = True) -> Reference:
-    """Run the model in memory on `inputs`."""
+    """Run the model in memory on `inputs`.
+
+    Args:
+        model: the model that is about to be saved.
+        inputs: what forward takes, tensors by name.
+        generation: whether generation with and without a cache can be compared (some models differ by nature).
+    """
     placed = {name: value.to(model.device) for name, value in inputs.items()}
-    logits = model(**placed).logits
-    return Reference({name: value.cpu() for name, value in placed.items()}, logits.cpu(), generation)
+    return Reference(
+        inputs={name: value.cpu() for name, value in placed.items()},
+        logits=model(**placed).logits.cpu(),
+        model_class=auto_class(model),
+        dtype=model.dtype,
+        device=str(model.device),
+        attention=attention_implementations(model.config),
+        special_tokens=special_tokens(model.config),
+        new_tokens=NEW_TOKENS if generation and model.can_generate() else 0,
+    )
 
 
-def verify(folder: Path, model: PreTrainedModel, reference: Reference, has_processor: bool) -> Verification:
+def verify(folder: Path, reference: Reference, has_processor: bool) -> Verification:
     """Load `folder` in a fresh process in which this package cannot be imported, and compare.
 
     Args:
         folder: the checkpoint.
-        model: the model in memory, for its class, dtype and device; it is not run.
-        reference: what it said.
+        reference: what the model in memory said.
         has_processor: whether the folder holds a processor, to be loaded as well.
 
     Raises:
         VerificationError: it does not load, or differs in anything.
     """
     with tempfile.TemporaryDirectory(prefix="mllm-prune-") as scratch:
-        found = _run(Path(scratch), _job(Path(scratch), folder, model, reference, has_processor))
+        found = _run(Path(scratch), _job(Path(scratch), folder, reference, has_processor))
     generation = found.get("generation")
     verification = Verification(
         max_abs_logit_difference=found["max_abs_logit_difference"],
         missing_keys=found["missing_keys"],
         unexpected_keys=found["unexpected_keys"],
-        generated_tokens_equal=generation and _alike(generation, model.dtype),
+        generated_tokens_equal=generation and _alike(generation, reference.dtype),
         without_package=found["without_package"],
         inputs="image + text" if any("pixel" in name for name in reference.inputs) else "text",
         model_class=found["model_class"],
@@ -130,23 +154,21 @@ def auto_class(model: PreTrainedModel) -> str:
     return type(model).__name__
 
 
-def _job(
-    scratch: Path, folder: Path, model: PreTrainedModel, reference: Reference, has_processor: bool
-) -> dict[str, Any]:
+def _job(scratch: Path, folder: Path, reference: Reference, has_processor: bool) -> dict[str, Any]:
     tensors = {f"inputs.{name}": value.contiguous() for name, value in reference.inputs.items()}
     save_file(tensors | {"logits": reference.logits.contiguous()}, scratch / "reference.safetensors")
     return {
-        "class": auto_class(model),
+        "class": reference.model_class,
         "checkpoint": str(folder.absolute()),
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "attention": attention_implementations(model.config),
-        "device": str(model.device),
+        "dtype": str(reference.dtype).removeprefix("torch."),
+        "attention": reference.attention,
+        "device": reference.device,
         "threads": torch.get_num_threads(),
         "processor": has_processor,
         "tensors": str(scratch / "reference.safetensors"),
         "findings": str(scratch / "findings.json"),
-        "new_tokens": NEW_TOKENS if reference.generation and model.can_generate() else 0,
-        "special_tokens": special_tokens(model.config),
+        "new_tokens": reference.new_tokens,
+        "special_tokens": reference.special_tokens,
     }
 
 

@@ -1,13 +1,13 @@
-"""How a command ends: exit codes, and one line on stderr."""
+"""How a command ends: exit codes, and one line on stderr.
+
+Only light imports here: Ctrl-C while torch is being imported ends like any other.
+"""
 
 import errno
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
-
-from ..checkpoint import VerificationError
 from ..errors import UserInputError
 
 
@@ -37,6 +37,8 @@ def exit_codes(program: str, debug: bool) -> Iterator[None]:
 
 
 def _told(error: Exception) -> tuple[str, int]:
+    from ..checkpoint import VerificationError
+
     if isinstance(error, UserInputError):
         return str(error), 2
     if is_out_of_memory(error):
@@ -52,6 +54,8 @@ def _told(error: Exception) -> tuple[str, int]:
 
 def is_out_of_memory(error: Exception) -> bool:
     """Whether a device or the machine has run out of memory; the CPU allocator raises a plain RuntimeError."""
+    import torch
+
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
 
 

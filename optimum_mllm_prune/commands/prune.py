@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, ArgumentTypeError, RawDescriptionHelpFormatter
+from argparse import SUPPRESS, ArgumentParser, ArgumentTypeError, RawDescriptionHelpFormatter
 from pathlib import Path
+from typing import Any
 
 from optimum.commands.base import BaseOptimumCLICommand, CommandInfo
 
@@ -47,9 +48,11 @@ class MLLMPruneCommand(BaseOptimumCLICommand):
     def run(self) -> None:
         """Prune; ends the process with the command's exit code."""
         from .exits import exit_codes
-        from .prune_run import run
 
         with exit_codes(self.parser.prog, self.args.debug):
+            # Imported inside: torch takes seconds, in which Ctrl-C must end the command as it does later.
+            from .prune_run import run
+
             run(self.args)
 
 
@@ -58,7 +61,7 @@ def parameter_count(text: str) -> int:
     unit = {"k": 10**3, "m": 10**6, "b": 10**9}.get(text[-1:].lower())
     try:
         count = round(float(text[:-1]) * unit) if unit else int(text)
-    except ValueError:
+    except (ValueError, OverflowError):
         count = 0
     if count < 1:
         raise ArgumentTypeError(f"'{text}' is not a number of parameters: write 5B, 500M or 5000000000")
@@ -151,6 +154,7 @@ def _add_hub(parser: ArgumentParser) -> None:
     group.add_argument("--private", action="store_true", help="make the repository private")
 
 
-def _flag(group: ArgumentParser, name: str, **options: object) -> None:
-    """Add a flag in both spellings: optimum mixes - and _."""
-    group.add_argument(name, "--" + name[2:].replace("-", "_"), **options)
+def _flag(group: ArgumentParser, name: str, **options: Any) -> None:
+    """Add a flag in both spellings, of which --help shows one: optimum mixes - and _."""
+    group.add_argument(name, **options)
+    group.add_argument("--" + name[2:].replace("-", "_"), **{**options, "default": SUPPRESS, "help": SUPPRESS})

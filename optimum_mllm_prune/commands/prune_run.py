@@ -1,5 +1,6 @@
 """What `optimum-cli mllm-prune` does: its mistakes first, then the way from model to checkpoint."""
 
+import os
 import shlex
 import sys
 from argparse import Namespace
@@ -8,25 +9,27 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub.errors import HfHubHTTPError
 from transformers import PreTrainedConfig
 
 from ..backbone import Backbone, model_class_of
 from ..calibration.rows import load_rows
-from ..checkpoint import atomic_folder, check_output
+from ..checkpoint import atomic_folder, check_output, upload
 from ..configuration import PruningConfig
 from ..errors import UserInputError
 from ..importance import METRICS, Scores
 from ..loading import load_config, public_name
 from ..planning import PruningPlan, account
-from ..pruner import DEFAULT_DATASET, MLLMPruner, upload
+from ..pruner import MLLMPruner
 from .summary import plan_table, report_table
+
+
+DEFAULT_DATASET = "HuggingFaceH4/llava-instruct-mix-vsft"
 
 
 def run(args: Namespace) -> None:
     """Carry out the command. Raises UserInputError and what the stages raise."""
     _refuse_contradictions(args)
-    output = check_output(args.output or Path(f"{Path(args.model).name}-pruned"), args.overwrite)
+    output = check_output(args.output or _default_output(args.model), args.overwrite)
     hub = _hub_options(args)
     plan = PruningPlan.load(args.plan) if args.plan else None
     config = PruningConfig.from_dict(plan.config) if plan else _pruning_config(args)
@@ -44,10 +47,10 @@ def run(args: Namespace) -> None:
         _write_plan(output, plan, pruner.scores)
         return
     pruner.prune(plan)
-    report = pruner.save_pretrained(output, args.overwrite)
+    report = pruner.save_pretrained(output, args.overwrite, keep_model=False)
     print(report_table(report, output))
     if args.push_to_hub:
-        _push(output, args)
+        print(f"Pushed: {upload(output, args.repo_id, args.private or None, args.token)}")
 
 
 def _refuse_contradictions(args: Namespace) -> None:
@@ -65,6 +68,11 @@ def _refuse_contradictions(args: Namespace) -> None:
         raise UserInputError("--dry-run writes no model: leave --push-to-hub out.")
     if args.dtype not in ("auto", "float32", "bfloat16", "float16"):
         raise UserInputError(f"unknown dtype '{args.dtype}': use one of auto, float32, bfloat16, float16.")
+
+
+def _default_output(model: str) -> Path:
+    """`./NAME-pruned`; the name of `.` is that of the folder it stands for."""
+    return Path(f"{Path(os.path.abspath(model)).name}-pruned")
 
 
 def _hub_options(args: Namespace) -> dict[str, Any]:
@@ -134,17 +142,6 @@ def _write_plan(output: Path, plan: PruningPlan, scores: Scores) -> None:
         scores.save(folder)
         PruningConfig.from_dict(plan.config).save_pretrained(folder)
     print(f"Plan and scores are in {output}; carry the plan out with --plan {output}.")
-
-
-def _push(output: Path, args: Namespace) -> None:
-    try:
-        print(f"Pushed: {upload(output, args.repo_id, args.private or None, args.token)}")
-    except (HfHubHTTPError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserInputError(
-            f"the checkpoint is complete in '{output}' but could not be pushed to '{args.repo_id}': {reason}; "
-            f"push it with `hf upload {args.repo_id} {output}`."
-        ) from error
 
 
 def _command() -> str:

@@ -4,8 +4,9 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.linalg import vector_norm
 
-from ..backbone import Group
+from ..backbone import Axis, Group
 from .observer import Observer, Subject
 
 
@@ -42,10 +43,17 @@ class UnitMagnitude(Observer):
         for site in group.sites:
             total = torch.zeros(group.units)
             for axis in site.axes:
-                weight = self.subject.model.get_parameter(axis.tensor).detach().float()
-                total += axis.sums(weight.abs() if self.norm == "l1" else weight.square()).cpu()
+                total += axis.by_unit(self._along(axis)).cpu()
             rows.append(total if self.norm == "l1" else total.sqrt())
         return torch.stack(rows)
+
+    def _along(self, axis: Axis) -> Tensor:
+        """Sum of |w| or w^2 at each position along an axis, fp32 without a copy of the weight: (size,)."""
+        weight = self.subject.model.get_parameter(axis.tensor).detach()
+        others = [dim for dim in range(weight.ndim) if dim != axis.dim]
+        order = 1 if self.norm == "l1" else 2
+        norms = vector_norm(weight, order, dim=others, dtype=torch.float32) if others else weight.float().abs()
+        return norms if order == 1 else norms.square()
 
 
 class RandomLayers(Observer):

@@ -21,10 +21,12 @@ class Budget:
     Attributes:
         remove: parameters to remove.
         ratio: the same as a share of the backbone's parameters.
+        whole: whether parameters outside the backbone count, which a few keys drive too.
     """
 
     remove: float
     ratio: float
+    whole: bool = False
 
 
 def budget_of(backbone: Backbone, config: PruningConfig) -> Budget:
@@ -45,7 +47,7 @@ def budget_of(backbone: Backbone, config: PruningConfig) -> Budget:
             f"target_params must lie between {low:,} (all but the language backbone) and {backbone.parameters:,} "
             f"(the model as it is), got {config.target_params:,}."
         )
-    return Budget(remove, remove / backbone.backbone_parameters)
+    return Budget(remove, remove / backbone.backbone_parameters, whole=True)
 
 
 def layers_to_remove(backbone: Backbone, config: PruningConfig, order: Sequence[int]) -> list[int]:
@@ -82,7 +84,8 @@ def width_sizes(backbone: Backbone, config: PruningConfig) -> tuple[Sizes, list[
     if not groups:
         raise UserInputError(f"no width of this architecture can be changed ({'; '.join(notes)}): use method 'layer'.")
     budget = budget_of(backbone, config)
-    total = sum(_cost(backbone, group) * group.units for group in groups)
+    costs = {group.kind: _cost(backbone, group, budget.whole) for group in groups}
+    total = sum(costs[group.kind] * group.units for group in groups)
     share = budget.remove / total
     if share >= 1:
         raise UserInputError(
@@ -96,9 +99,10 @@ def width_sizes(backbone: Backbone, config: PruningConfig) -> tuple[Sizes, list[
         sizes, note = _with_heads(backbone, by_kind["heads"], share, config.allow_twin)
         notes.append(note)
         kept = by_kind["heads"].units if sizes.heads is None else sizes.heads
-        remove -= (by_kind["heads"].units - kept) * _cost(backbone, by_kind["heads"])
+        remove -= (by_kind["heads"].units - kept) * costs["heads"]
     if "channels" in by_kind:
-        sizes, note = _with_channels(backbone, by_kind["channels"], sizes, remove, config.channel_multiple)
+        cost = costs["channels"]
+        sizes, note = _with_channels(backbone, by_kind["channels"], sizes, remove, cost, config.channel_multiple)
         notes.append(note)
     if sizes.heads is None and sizes.channels is None:
         raise UserInputError(
@@ -151,10 +155,11 @@ def _closest_count(backbone: Backbone, budget: Budget, order: Sequence[int]) -> 
     return count
 
 
-def _cost(backbone: Backbone, group: Group) -> int:
-    """Parameters that go when every site loses one unit."""
+def _cost(backbone: Backbone, group: Group, whole: bool) -> int:
+    """Parameters that go when every site loses one unit: of the backbone, or of the whole model."""
     cost = 0
-    for axis in (axis for site in group.sites for axis in site.axes):
+    sites = [site for site in group.sites if whole or site.layer is not None]
+    for axis in (axis for site in sites for axis in site.axes):
         cost += math.prod(backbone.shapes[axis.tensor]) // axis.size * (axis.owned // axis.units)
     return cost
 
@@ -177,9 +182,8 @@ def _with_heads(backbone: Backbone, heads: Group, share: float, allow_twin: bool
 
 
 def _with_channels(
-    backbone: Backbone, channels: Group, sizes: Sizes, remove: float, multiple: int | None
+    backbone: Backbone, channels: Group, sizes: Sizes, remove: float, cost: int, multiple: int | None
 ) -> tuple[Sizes, str]:
-    cost = _cost(backbone, channels)
     step = multiple or channel_multiple(channels.units, cost / backbone.backbone_parameters)
     wanted = channels.units - remove / cost
     if wanted < step / 2:

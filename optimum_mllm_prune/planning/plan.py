@@ -1,12 +1,12 @@
 """A plan is data: what goes, by original index, and what the model will weigh."""
 
-import hashlib
 import json
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from ..backbone import Backbone, Group, NotExpressibleError, Sizes
+from ..backbone.twin import twin_name
 from ..errors import UserInputError
 
 
@@ -83,6 +83,9 @@ class PruningPlan:
         missing = sorted(f.name for f in fields(cls) if f.name not in data and f.name in _REQUIRED)
         if strange or missing:
             raise UserInputError(f"the plan has unknown keys {strange} and lacks {missing}: write it again.")
+        wrong = sorted(name for name, kind in _KINDS.items() if not isinstance(data[name], kind))
+        if wrong:
+            raise UserInputError(f"the plan's {wrong[0]} must be {_KIND_WORDS[_KINDS[wrong[0]]]}: write it again.")
         if data.get("format", FORMAT) != FORMAT:
             raise UserInputError(f"the plan has format {data['format']}, this version reads {FORMAT}: write it again.")
         return cls(**data)
@@ -109,11 +112,15 @@ class PruningPlan:
         Raises:
             UserInputError: the plan is of another model, or its indexes do not fit it.
         """
-        if self.model.get("fingerprint") != fingerprint(backbone):
+        if self.model.get("fingerprint") != backbone.fingerprint:
             raise UserInputError(
                 f"the plan was made for another model ({self.model.get('model_type')}, "
                 f"{self.parameters.get('before', 0):,} parameters): plan again for this one."
             )
+        if self.num_layers != backbone.num_layers:
+            raise UserInputError(f"the plan's num_layers is {self.num_layers}, the model has {backbone.num_layers}.")
+        if self.twin not in (None, twin_name(backbone.config)):
+            raise UserInputError(f"the plan's twin '{self.twin}' is none of this model: remove it or plan again.")
         _check_indexes("removed_layers", self.removed_layers, backbone.num_layers)
         protected = [i for i in self.removed_layers if i in backbone.protected_layers]
         if protected:
@@ -132,11 +139,16 @@ class PruningPlan:
 
 _REQUIRED = {f.name for f in fields(PruningPlan) if f.name not in {"notes", "scores", "config", "command", "format"}}
 
-
-def fingerprint(backbone: Backbone) -> str:
-    """sha256 over the names and shapes of all weights: the architecture a plan and its scores belong to."""
-    described = json.dumps([backbone.config.model_type, sorted(backbone.shapes.items())])
-    return hashlib.sha256(described.encode()).hexdigest()
+_KINDS = {
+    "model": dict,
+    "num_layers": int,
+    "removed_layers": list,
+    "removed_heads": dict,
+    "removed_channels": dict,
+    "parameters": dict,
+    "ratio": dict,
+}
+_KIND_WORDS = {dict: "an object", int: "a whole number", list: "a list"}
 
 
 def _units_left(removed: dict[str, list[int]], backbone: Backbone, kind: str) -> int | None:
@@ -158,7 +170,8 @@ def _units_left(removed: dict[str, list[int]], backbone: Backbone, kind: str) ->
 
 
 def _check_indexes(what: str, indexes: list[int], limit: int) -> None:
-    ascending = all(isinstance(i, int) for i in indexes) and indexes == sorted(set(indexes))
+    numbers = isinstance(indexes, list) and all(isinstance(i, int) for i in indexes)
+    ascending = numbers and indexes == sorted(set(indexes))
     if not ascending or any(not 0 <= i < limit for i in indexes) or len(indexes) >= limit:
         raise UserInputError(
             f"the plan's {what} must be ascending numbers from 0 to {limit - 1}, and not all of them."

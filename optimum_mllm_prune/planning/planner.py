@@ -12,7 +12,7 @@ from ..configuration import PruningConfig
 from ..errors import UserInputError
 from ..importance import Scores
 from .budget import budget_of, layers_to_remove, width_sizes
-from .plan import PruningPlan, fingerprint
+from .plan import PruningPlan
 from .selection import layer_order, weakest
 
 
@@ -72,7 +72,7 @@ def account(backbone: Backbone, config: PruningConfig, layer_scores: torch.Tenso
 
 def make_plan(backbone: Backbone, config: PruningConfig, scores: Scores) -> PruningPlan:
     """The plan for a model and its scores. Raises UserInputError."""
-    if scores.model != fingerprint(backbone):
+    if scores.model != backbone.fingerprint:
         raise UserInputError("the scores were made for another model: calibrate this one.")
     if scores.metrics.get(config.method) != config.importance:
         raise UserInputError(
@@ -138,7 +138,7 @@ def _model(backbone: Backbone, config: PruningConfig) -> dict[str, Any]:
     return {
         "model_type": backbone.config.model_type,
         "class": backbone.model_class.__name__,
-        "fingerprint": fingerprint(backbone),
+        "fingerprint": backbone.fingerprint,
         "base_model": config.base_model,
         "base_model_revision": config.base_model_revision,
     }

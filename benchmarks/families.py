@@ -1,0 +1,54 @@
+"""What each architecture's config can express, as a table: the small random models of the tests, probed.
+
+python benchmarks/families.py
+"""
+
+import sys
+from pathlib import Path
+
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+from families import FAMILIES
+
+from optimum_mllm_prune.backbone import Backbone, NotExpressibleError, model_class_of
+from optimum_mllm_prune.backbone.text_config import text_config
+
+
+def heads(backbone: Backbone) -> str:
+    """What heads can go, in words."""
+    try:
+        group, choices = backbone.heads, backbone.head_choices
+    except NotExpressibleError as error:
+        return f"no: {error}"
+    own = [n for n, twin in choices.items() if not twin]
+    twins = " (any number as its twin, mistral)" if any(choices.values()) else ""
+    every = (
+        "any number" if len(own) == group.units // group.stride - 1 else f"{', '.join(map(str, own))} of {group.units}"
+    )
+    return f"{group.unit}s: {every}{twins}"
+
+
+def channels(backbone: Backbone) -> str:
+    """Whether MLP channels can go."""
+    try:
+        sites = backbone.channels.sites
+    except NotExpressibleError as error:
+        return f"no: {error}"
+    outside = sum(site.layer is None for site in sites)
+    return "yes" + (f", and {outside} block outside the decoder with them" if outside else "")
+
+
+def main() -> None:
+    """Print the table."""
+    print("| model type | language backbone | layers | heads | MLP channels |\n|---|---|---|---|---|")
+    for family in FAMILIES.values():
+        config = family.config()
+        backbone = Backbone(model_class_of(config), config)
+        protected = f"all but the first {len(backbone.protected_layers)}" if backbone.protected_layers else "yes"
+        cells = (config.model_type, text_config(config).model_type, protected, heads(backbone), channels(backbone))
+        print("| " + " | ".join(cells) + " |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""Calibration rows through the model, observers attached: the scores, and what they rest on."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from math import ceil
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+from transformers import PreTrainedModel, ProcessorMixin
+
+from ..backbone import Backbone, Group, with_layouts
+from ..calibration.batches import Batch, Modality, batches
+from ..calibration.engine import run_calibration
+from ..calibration.rows import load_rows
+from ..errors import UserInputError
+from .observer import Observer, Subject
+from .registry import METRICS, companion
+from .scores import Scores, by_layer
+
+
+if TYPE_CHECKING:
+    from ..configuration import PruningConfig
+
+DEFAULT_BATCH_SIZE = 8
+
+
+def score(
+    model: PreTrainedModel, processor: ProcessorMixin | None, backbone: Backbone, config: PruningConfig, dataset: Any
+) -> tuple[Scores, dict[str, Any] | None]:
+    """Importance of every removable part, for both methods from the same passes.
+
+    Args:
+        model: its weights do not change.
+        processor: needed where the metric looks at data.
+        backbone: of `model`.
+        config: names the metric, the number of rows and the seed.
+        dataset: rows, a data set, a folder, a file or a Hub id; needed where the metric looks at data.
+
+    Returns:
+        The scores, and what is reported of the calibration: None where weights alone decided.
+
+    Raises:
+        UserInputError: the data cannot be used, or it or the processor is not there.
+    """
+    groups = [with_layouts(group, model) for group in backbone.groups()[0]]
+    subject = Subject(model, backbone.layers_prefix, tuple(groups), config.seed)
+    other = "width" if config.method == "layer" else "layer"
+    metrics = {config.method: config.importance, other: companion(config.method, config.importance)}
+    observers = [METRICS[name][method].create(subject) for method, name in metrics.items()]
+    calibration = _calibrate(subject, processor, config, dataset, observers)
+    return Scores(_gathered(observers, groups, backbone), metrics, backbone.fingerprint), calibration
+
+
+def _calibrate(
+    subject: Subject,
+    processor: ProcessorMixin | None,
+    config: PruningConfig,
+    dataset: Any,
+    observers: Sequence[Observer],
+) -> dict[str, Any] | None:
+    metric = METRICS[config.importance][config.method]
+    if metric.needs == "weights":
+        return None
+    if processor is None:
+        raise UserInputError(f"importance '{config.importance}' needs a processor to read rows: give MLLMPruner one.")
+    if dataset is None:
+        raise UserInputError(
+            f"importance '{config.importance}' needs calibration rows: give a dataset, or a metric of weights alone."
+        )
+    rows = load_rows(dataset, config.dataset_split, config.num_samples or metric.samples, config.seed)
+    size = config.batch_size or (len(rows) if metric.one_batch else DEFAULT_BATCH_SIZE)
+    counts: Counter[str] = Counter()
+    run_calibration(
+        subject.model,
+        _counted(batches(processor, rows, size), counts),
+        observers,
+        subject.layers,
+        backward=metric.needs == "backward",
+        total=ceil(len(rows) / size),
+        gradient_checkpointing=config.gradient_checkpointing,
+    )
+    return {
+        "dataset": config.dataset,
+        "split": config.dataset_split,
+        "samples": len(rows),
+        "batch_size": size,
+        "tokens": dict(counts),
+        "seed": config.seed,
+        "importance": config.importance,
+    }
+
+
+def _counted(made: Iterator[Batch], counts: Counter[str]) -> Iterator[Batch]:
+    """Count real tokens by modality on the way."""
+    for batch in made:
+        for modality in (Modality.IMAGE, Modality.PROMPT, Modality.ANSWER):
+            counts[modality.name.lower()] += int((batch.modality == modality).sum())
+        yield batch
+
+
+def _gathered(observers: Sequence[Observer], groups: Sequence[Group], backbone: Backbone) -> dict[str, Tensor]:
+    by_kind = {group.kind: group for group in groups}
+    tensors: dict[str, Tensor] = {}
+    for observer in observers:
+        for kind, rows in observer.scores().items():
+            tensors |= {kind: rows} if kind == "layers" else by_layer(by_kind[kind], rows, backbone.num_layers)
+    return tensors

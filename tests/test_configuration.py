@@ -1,0 +1,177 @@
+"""PruningConfig: what it accepts, what it says when it does not, and that it survives a file."""
+
+import json
+
+import pytest
+
+from optimum_mllm_prune.configuration import DEFAULT_RATIO, PruningConfig
+from optimum_mllm_prune.errors import UserInputError
+from optimum_mllm_prune.version import __version__
+
+
+METRICS = "activation, block_influence, magnitude, magnitude_l1, magnitude_l2, random, taylor, taylor_group, wanda"
+WIDTH_METRICS = "taylor, taylor_group, activation, wanda, magnitude_l1, magnitude_l2, random"
+KEYS = [
+    "method",
+    "ratio",
+    "num_layers",
+    "target_params",
+    "importance",
+    "num_samples",
+    "batch_size",
+    "head_unit",
+    "channel_multiple",
+    "allow_twin",
+    "protected_layers",
+    "gradient_checkpointing",
+    "seed",
+    "dataset",
+    "dataset_split",
+    "base_model",
+    "base_model_revision",
+]
+
+
+def reason_of(**values):
+    with pytest.raises(UserInputError) as error:
+        PruningConfig(**values)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "method", "ratio", "importance"),
+    [
+        ({}, "width", DEFAULT_RATIO, "taylor"),
+        ({"ratio": 0.3}, "width", 0.3, "taylor"),
+        ({"target_params": 5_000_000_000}, "width", None, "taylor"),
+        ({"num_layers": 5}, "layer", None, "block_influence"),
+        ({"method": "layer"}, "layer", DEFAULT_RATIO, "block_influence"),
+        ({"method": "layer", "target_params": 5}, "layer", None, "block_influence"),
+        ({"method": "width", "importance": "random"}, "width", DEFAULT_RATIO, "random"),
+        ({"num_layers": 5, "importance": "random"}, "layer", None, "random"),
+    ],
+)
+def test_what_is_not_said_follows(given, method, ratio, importance):
+    config = PruningConfig(**given)
+    assert (config.method, config.ratio, config.importance) == (method, ratio, importance)
+
+
+@pytest.mark.parametrize("ratio", [0, 1, -0.1, 1.5, 15, float("nan"), float("inf"), "0.3", True])
+def test_ratios_that_are_none(ratio):
+    assert reason_of(ratio=ratio) == (
+        f"ratio must lie between 0 and 1 (0.15 removes 15 % of the language backbone), got {ratio}."
+    )
+
+
+@pytest.mark.parametrize("key", ["num_layers", "target_params", "num_samples", "batch_size", "channel_multiple"])
+@pytest.mark.parametrize("value", [0, -1, 2.5, "5", True])
+def test_counts_that_are_none(key, value):
+    assert reason_of(**{key: value}) == f"{key} must be a whole number of at least 1, got {value}."
+
+
+@pytest.mark.parametrize(
+    ("sizes", "names"),
+    [
+        ({"ratio": 0.3, "num_layers": 5}, "ratio and num_layers"),
+        ({"num_layers": 5, "target_params": 6}, "num_layers and target_params"),
+        ({"ratio": 0.3, "num_layers": 5, "target_params": 6}, "ratio and num_layers and target_params"),
+    ],
+)
+def test_two_sizes(sizes, names):
+    assert reason_of(**sizes) == f"{names} both say how much to remove: give one of them."
+
+
+def test_layers_by_width():
+    assert reason_of(method="width", num_layers=5) == (
+        "num_layers removes whole layers: use it with method 'layer', or give a ratio."
+    )
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "allowed"),
+    [
+        ("method", "depth", "auto, layer, width"),
+        ("head_unit", "head", "auto, group, query"),
+        ("importance", "tailor", METRICS),
+    ],
+)
+def test_unknown_names(key, value, allowed):
+    assert reason_of(**{key: value}) == f"unknown {key} '{value}': use one of {allowed}."
+
+
+@pytest.mark.parametrize("metric", ["block_influence", "magnitude"])
+def test_a_metric_of_layers_for_width(metric):
+    assert reason_of(importance=metric) == (
+        f"importance '{metric}' does not score what method 'width' removes: use one of {WIDTH_METRICS}."
+    )
+
+
+@pytest.mark.parametrize("metric", ["taylor", "taylor_group", "activation", "wanda", "magnitude_l1", "magnitude_l2"])
+def test_a_metric_of_width_for_layers(metric):
+    assert reason_of(num_layers=2, importance=metric) == (
+        f"importance '{metric}' does not score what method 'layer' removes: "
+        "use one of block_influence, magnitude, random."
+    )
+
+
+@pytest.mark.parametrize("layers", [3, "3", [1.5], ["1"], [True]])
+def test_protected_layers_that_are_none(layers):
+    assert reason_of(protected_layers=layers) == f"protected_layers must be a list of layer numbers, got {layers}."
+
+
+@pytest.mark.parametrize("seed", [None, 1.5, "42", -1])
+def test_a_seed_that_is_none(seed):
+    assert reason_of(seed=seed) == f"seed must be a whole number of at least 0, got {seed}."
+
+
+def test_unknown_keys_are_named():
+    assert (
+        reason_of(ration=0.3, layers=2) == f"PruningConfig has no key 'layers', 'ration'; it has: {', '.join(KEYS)}."
+    )
+
+
+FULL = {
+    "method": "width",
+    "target_params": 5_000_000_000,
+    "importance": "wanda",
+    "num_samples": 20,
+    "batch_size": 4,
+    "head_unit": "query",
+    "channel_multiple": 32,
+    "allow_twin": False,
+    "protected_layers": [0, 31],
+    "gradient_checkpointing": True,
+    "seed": 7,
+    "dataset": "someone/some-rows",
+    "dataset_split": "test",
+    "base_model": "someone/some-model",
+    "base_model_revision": "0123abc",
+}
+
+
+@pytest.mark.parametrize("values", [{}, {"ratio": 0.3}, {"num_layers": 5}, {"method": "layer", "ratio": 0.2}, FULL])
+def test_a_file_and_back(values, tmp_path):
+    config = PruningConfig(**values)
+    config.save_pretrained(tmp_path)
+    again = PruningConfig.from_pretrained(tmp_path)
+    assert again.to_dict() == config.to_dict() == PruningConfig.from_dict(config.to_dict()).to_dict()
+    assert all(getattr(again, key) == value for key, value in values.items())
+    assert [file.name for file in tmp_path.iterdir()] == ["pruning_config.json"]
+    written = json.loads((tmp_path / "pruning_config.json").read_text())
+    assert {key: written[key] for key in KEYS} == {key: getattr(config, key) for key in KEYS}
+
+
+def test_a_file_with_a_misspelt_key(tmp_path):
+    PruningConfig().save_pretrained(tmp_path)
+    file = tmp_path / "pruning_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"ration": 0.3}))
+    with pytest.raises(UserInputError, match="PruningConfig has no key 'ration'"):
+        PruningConfig.from_pretrained(tmp_path)
+
+
+def test_nothing_of_a_models_config():
+    assert list(PruningConfig().to_dict()) == [*KEYS, "optimum_mllm_prune_version"]
+    assert PruningConfig().to_dict()["optimum_mllm_prune_version"] == __version__
+    assert PruningConfig().to_diff_dict() == PruningConfig().to_dict()
+    json.dumps(PruningConfig(**FULL).to_dict())
