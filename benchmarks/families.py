@@ -42,12 +42,14 @@ def channels(backbone: Backbone) -> str:
 def main() -> None:
     """Print the table."""
     print("| model type | language backbone | layers | heads | MLP channels |\n|---|---|---|---|---|")
+    rows: dict[str, None] = {}
     for family in FAMILIES.values():
         config = family.config()
         backbone = Backbone(model_class_of(config), config)
-        protected = f"all but the first {len(backbone.protected_layers)}" if backbone.protected_layers else "yes"
+        protected = f"all but {sorted(backbone.protected_layers)}" if backbone.protected_layers else "yes"
         cells = (config.model_type, text_config(config).model_type, protected, heads(backbone), channels(backbone))
-        print("| " + " | ".join(cells) + " |")
+        rows["| " + " | ".join(cells) + " |"] = None
+    print("\n".join(rows))
 
 
 if __name__ == "__main__":

@@ -5,17 +5,35 @@ The attention mask and the positions make this equal to one row a question, at a
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from parts import ASSISTANT, BOS, EOS, IMAGE, IMAGE_TOKENS, USER
 from scenes import CELL, COLOURS, IMAGE_SIZE, KINDS, POSITIONS, Scene, random_scene, scans
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
-from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
+from transformers import AttentionInterface, LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
 
 IGNORED = -100
+HIDDEN = -1e4
+
+
+def plain_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float, **unused: Any
+) -> tuple[Tensor, None]:
+    """Attention spelled out: on CPUs, training in bfloat16 is several times faster than with the fused kernel."""
+    groups = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    query, key, value = (query * scaling).to(mask.dtype), key.to(mask.dtype), value.to(mask.dtype)
+    with torch.autocast("cpu", enabled=False):
+        weights = (query @ key.transpose(2, 3) + mask).softmax(dim=-1)
+        return (weights @ value).transpose(1, 2).contiguous(), None
+
+
+PLAIN = "digit_scenes_plain"
+AttentionInterface.register(PLAIN, plain_attention)
 
 
 @dataclass(frozen=True)
@@ -43,9 +61,13 @@ def draw_scenes(number: int, rng: np.random.Generator, split: str = "train") -> 
 
 
 def pack(
-    scenes: Sequence[Scene], kinds: Sequence[str], words: PreTrainedTokenizerFast, rng: np.random.Generator
+    scenes: Sequence[Scene],
+    kinds: Sequence[str],
+    words: PreTrainedTokenizerFast,
+    rng: np.random.Generator,
+    augment: bool = True,
 ) -> Packed:
-    """Questions of the given kinds about each scene, image augmented."""
+    """Questions of the given kinds about each scene."""
     asked = [[_tokens(*KINDS[kind](scene, rng), words) for kind in kinds] for scene in scenes]
     prefix = words.convert_tokens_to_ids([BOS, USER] + [IMAGE] * IMAGE_TOKENS)
     length = len(prefix) + max(sum(len(ids) for ids, _ in questions) for questions in asked)
@@ -65,19 +87,21 @@ def pack(
             positions[row, at:end] = torch.arange(start, start + len(tokens))
             segments[row, at:end] = segment
             at = end
-    return Packed(pixels(scenes, augment=True), ids, labels, positions, _visible(segments).unsqueeze(1))
+    return Packed(pixels(scenes, augment), ids, labels, positions, _visible(segments).unsqueeze(1))
 
 
 def logits(model: LlavaForConditionalGeneration, packed: Packed) -> tuple[Tensor, Tensor]:
     """Logits and labels of the answer tokens, (answer tokens, vocabulary) and (answer tokens,)."""
     core = model.model
+    core.language_model.set_attn_implementation(PLAIN)
     with torch.no_grad():
         seen = core.vision_tower(packed.pixels, output_hidden_states=True).hidden_states[-1][:, 1:]
     embedded = core.language_model.embed_tokens(packed.ids)
     image = core.multi_modal_projector(seen).to(embedded.dtype)
     embedded = torch.cat([embedded[:, :2], image, embedded[:, 2 + IMAGE_TOKENS :]], dim=1)
+    mask = torch.zeros(packed.mask.shape, dtype=_dtype(embedded)).masked_fill(~packed.mask, HIDDEN)
     hidden = core.language_model(
-        inputs_embeds=embedded, attention_mask=packed.mask, position_ids=packed.positions, use_cache=False
+        inputs_embeds=embedded, attention_mask=mask, position_ids=packed.positions, use_cache=False
     ).last_hidden_state
     answered = packed.labels != IGNORED
     return model.lm_head(hidden[answered]).float(), packed.labels[answered]
@@ -114,6 +138,10 @@ def _tokens(question: str, answer: str, words: PreTrainedTokenizerFast) -> tuple
     said = [*words.encode(answer, add_special_tokens=False), words.convert_tokens_to_ids(EOS)]
     asked = [*words.encode(question, add_special_tokens=False), words.convert_tokens_to_ids(ASSISTANT)]
     return asked + said, said
+
+
+def _dtype(hidden: Tensor) -> torch.dtype:
+    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else hidden.dtype
 
 
 def _visible(segments: Tensor) -> Tensor:

@@ -105,11 +105,10 @@ def count(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
 
 
 def exists(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
-    """Whether a digit is there; as often yes as no."""
-    present = sorted({d.value for d in scene.values()})
-    absent = sorted(set(range(10)) - set(present))
-    answer = rng.random() < 0.5
-    return f"Is there a {rng.choice(present if answer else absent)}?", "yes" if answer else "no"
+    """Whether a digit is at a place; as often yes as no where a place is empty."""
+    empty = [place for place in POSITIONS if place not in scene]
+    answer = not empty or rng.random() < 0.5
+    return f"Is there a digit at the {rng.choice(list(scene) if answer else empty)}?", "yes" if answer else "no"
 
 
 def add(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
@@ -124,12 +123,6 @@ def compare(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
     return f"Which is larger, the {first} or the {second}?", str(max(scene[first].value, scene[second].value))
 
 
-def locate(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
-    """The place of a digit; of the first one in reading order when it is there twice."""
-    value = rng.choice([d.value for d in scene.values()])
-    return f"Where is the {value}?", next(p for p, d in scene.items() if d.value == value)
-
-
 KINDS: dict[str, Callable[[Scene, np.random.Generator], tuple[str, str]]] = {
     "caption": caption,
     "read": read,
@@ -138,7 +131,6 @@ KINDS: dict[str, Callable[[Scene, np.random.Generator], tuple[str, str]]] = {
     "exists": exists,
     "sum": add,
     "compare": compare,
-    "locate": locate,
 }
 
 

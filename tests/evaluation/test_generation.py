@@ -1,0 +1,68 @@
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from optimum_mllm_prune.evaluation import generate_answers, reference_answers
+
+
+FOLDER = Path(__file__).parents[2] / "examples" / "digit_scenes" / "llava"
+
+
+def row(question, answer):
+    content = [{"type": "image", "text": None}, {"type": "text", "text": question}]
+    turns = [{"role": "user", "content": content}, {"role": "assistant", "content": [{"type": "text", "text": answer}]}]
+    return {"images": [Image.new("RGB", (32, 32))], "messages": turns}
+
+
+ROWS = [row("Describe the image.", " a red 7. "), row("How many digits are there?", "3"), row("Is there a 7?", "no")]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return AutoModelForImageTextToText.from_pretrained(FOLDER, dtype=torch.float32)
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return AutoProcessor.from_pretrained(FOLDER)
+
+
+def test_references_are_the_last_answers():
+    assert reference_answers(ROWS) == ["a red 7.", "3", "no"]
+
+
+def test_answers_keep_the_order_of_the_rows_at_any_batch_size(model, processor):
+    one_by_one = generate_answers(model, processor, ROWS, batch_size=1)
+    assert len(one_by_one) == len(ROWS)
+    assert generate_answers(model, processor, ROWS, batch_size=2) == one_by_one
+    assert generate_answers(model, processor, ROWS[::-1], batch_size=3) == one_by_one[::-1]
+
+
+def test_answers_do_not_depend_on_the_reference(model, processor):
+    others = [row("Describe the image.", "x"), row("How many digits are there?", "x"), row("Is there a 7?", "x")]
+    assert generate_answers(model, processor, others) == generate_answers(model, processor, ROWS)
+
+
+def test_answers_are_new_text_only(model, processor):
+    for answer in generate_answers(model, processor, ROWS):
+        assert answer == answer.strip()
+        assert "<" not in answer and "?" not in answer
+
+
+def test_answers_stop_at_the_longest_length(model, processor):
+    (answer,) = generate_answers(model, processor, ROWS[:1], max_new_tokens=1)
+    assert len(processor.tokenizer(answer, add_special_tokens=False)["input_ids"]) <= 1
+
+
+def test_the_model_is_left_in_eval_mode_without_gradients(model, processor):
+    model.train()
+    generate_answers(model, processor, ROWS[:1], max_new_tokens=2)
+    assert not model.training
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_no_rows_give_no_answers(model, processor):
+    assert generate_answers(model, processor, []) == []
