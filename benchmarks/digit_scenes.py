@@ -27,6 +27,10 @@ from optimum_mllm_prune.evaluation import exact_match, generate_answers, referen
 from optimum_mllm_prune.importance import METRICS
 
 
+# Also measured with the heads left whole.
+MLP_ALONE = ("activation", "magnitude_l2", "random", "taylor", "taylor_group", "wanda")
+
+
 def accuracy(model: PreTrainedModel, processor: ProcessorMixin, data: DatasetDict) -> float:
     """Exact match on the test rows, in percent."""
     return exact_match(generate_answers(model, processor, data["test"]), reference_answers(data["test"]))
@@ -65,12 +69,14 @@ def main() -> None:
     data = scenes.build(train=1000, test=args.test_rows)
     before = accuracy(model, processor, data)
     layer_share = pruned(model, processor, PruningConfig(num_layers=1, importance="magnitude"), data)[1]
-    ways = [(method, name) for name, by_method in METRICS.items() for method in by_method]
+    ways = [(method, name, 1.0) for name, by_method in METRICS.items() for method in by_method]
+    ways += [("width", name, 0.0) for name in MLP_ALONE]
     lines, achieved = [], {}
-    for method, name in tqdm(sorted(ways), desc="Metrics"):
+    for method, name, head_share in tqdm(sorted(ways), desc="Metrics"):
         by_ratio = []
         for count in args.layers:
             size = {"num_layers": count} if method == "layer" else {"ratio": count * layer_share}
+            size |= {"head_share": head_share}
             scores = []
             for seed in range(args.seeds):
                 config = PruningConfig(method=method, importance=name, seed=seed, num_samples=args.samples, **size)
@@ -80,7 +86,8 @@ def main() -> None:
                 if METRICS[name][method].needs == "weights" and name != "random":
                     break
             by_ratio.append(scores)
-        lines.append(line(f"{method} | `{name}`", by_ratio))
+        what = method if head_share else "width, MLP alone"
+        lines.append(line(f"{what} | `{name}`", by_ratio))
     shares = [f"{100 * achieved['layer', c]:.1f} / {100 * achieved['width', c]:.1f} %" for c in args.layers]
     print(f"\nOriginal: {before:.1f} % exact match. Columns: share of the backbone removed (layers / width).\n")
     print(f"| method | importance | {' | '.join(shares)} |\n|---|---|{'---|' * len(shares)}")

@@ -28,6 +28,7 @@ HERE = Path(__file__).parent / "digit_scenes"
 ORIGINAL = HERE / "llava"
 RUNS = {
     "width, taylor": ["--method", "width", "--importance", "taylor"],
+    "width, taylor, MLP alone": ["--method", "width", "--importance", "taylor", "--head-share", "0"],
     "width, random": ["--method", "width", "--importance", "random"],
     "layers, block influence": ["--method", "layer", "--importance", "block_influence"],
     "layers, random": ["--method", "layer", "--importance", "random"],
@@ -36,9 +37,20 @@ RUNS = {
 
 @dataclass(frozen=True)
 class Result:
-    """One line of the table: parameters, bytes on disk, accuracy in percent, seconds of pruning and of answering."""
+    """One line of the table.
+
+    Attributes:
+        name: what was done.
+        removed: share of the language backbone's parameters, in percent.
+        parameters: of the whole model.
+        size: bytes of the weights on disk.
+        accuracy: exact match, in percent.
+        pruning: seconds of the whole command, verification included.
+        answering: seconds to answer all rows.
+    """
 
     name: str
+    removed: float
     parameters: int
     size: int
     accuracy: float
@@ -66,17 +78,25 @@ def measure(name: str, folder: Path, rows: Dataset, pruning: float) -> Result:
     seconds = time.perf_counter() - start
     size = sum(file.stat().st_size for file in folder.glob("*.safetensors") if "scores" not in file.name)
     parameters = sum(p.numel() for p in model.parameters())
-    return Result(name, parameters, size, exact_match(answers, reference_answers(rows)), pruning, seconds)
+    accuracy = exact_match(answers, reference_answers(rows))
+    return Result(name, removed_share(folder), parameters, size, accuracy, pruning, seconds)
+
+
+def removed_share(folder: Path) -> float:
+    """Percent of the backbone's parameters that the checkpoint's own report says are gone; 0 without a report."""
+    report = folder / "pruning_report.json"
+    return 100 * json.loads(report.read_text())["ratio"]["achieved"] if report.is_file() else 0.0
 
 
 def table(results: list[Result]) -> str:
     """Before and after, side by side."""
     first = results[0]
-    lines = [("", "parameters", "MB", "accuracy", "retained", "prune, s", "answer, s")]
+    lines = [("", "removed", "parameters", "MB", "accuracy", "retained", "prune, s", "answer, s")]
     for result in results:
         lines.append(
             (
                 result.name,
+                f"{result.removed:.1f} %",
                 f"{result.parameters:,}",
                 f"{result.size / 1e6:.2f}",
                 f"{result.accuracy:.1f} %",

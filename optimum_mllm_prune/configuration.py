@@ -32,6 +32,8 @@ class PruningConfig(BaseConfig):
             of the mean loss, and 8 otherwise.
         head_unit: "group" removes whole key-value groups, "query" removes query heads, as many in every group,
             "auto" is "group" unless all heads share one key-value head.
+        head_share: how fast heads go compared with MLP channels, in [0, 1]: 1 takes the same share of both, as in the
+            paper, 0 leaves the heads whole and takes all from the MLP.
         channel_multiple: MLP widths become a multiple of this; by default the largest power of two up to 64 that
             divides the present width and moves the ratio by less than a point.
         allow_twin: whether the text backbone may be declared as its numerically identical twin where its own config
@@ -59,6 +61,7 @@ class PruningConfig(BaseConfig):
     num_samples: int | None = None
     batch_size: int | None = None
     head_unit: str = "auto"
+    head_share: float = 1.0
     channel_multiple: int | None = None
     allow_twin: bool = True
     protected_layers: list[int] | None = None
@@ -119,6 +122,10 @@ class PruningConfig(BaseConfig):
         if self.ratio is not None and not (_is_number(self.ratio) and 0 < self.ratio < 1):
             raise UserInputError(
                 f"ratio must lie between 0 and 1 (0.15 removes 15 % of the language backbone), got {self.ratio}."
+            )
+        if not (_is_number(self.head_share) and 0 <= self.head_share <= 1):
+            raise UserInputError(
+                f"head_share must lie between 0 (MLP channels alone) and 1 (as much of both), got {self.head_share}."
             )
         for key in ("num_layers", "target_params", "num_samples", "batch_size", "channel_multiple"):
             value = getattr(self, key)

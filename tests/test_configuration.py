@@ -20,6 +20,7 @@ KEYS = [
     "num_samples",
     "batch_size",
     "head_unit",
+    "head_share",
     "channel_multiple",
     "allow_twin",
     "protected_layers",
@@ -138,6 +139,7 @@ FULL = {
     "num_samples": 20,
     "batch_size": 4,
     "head_unit": "query",
+    "head_share": 0.5,
     "channel_multiple": 32,
     "allow_twin": False,
     "protected_layers": [0, 31],
@@ -175,3 +177,12 @@ def test_nothing_of_a_models_config():
     assert PruningConfig().to_dict()["optimum_mllm_prune_version"] == __version__
     assert PruningConfig().to_diff_dict() == PruningConfig().to_dict()
     json.dumps(PruningConfig(**FULL).to_dict())
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.5, True, "half"])
+def test_head_share_out_of_range(value):
+    with pytest.raises(UserInputError) as error:
+        PruningConfig(head_share=value)
+    assert str(error.value) == (
+        f"head_share must lie between 0 (MLP channels alone) and 1 (as much of both), got {value}."
+    )

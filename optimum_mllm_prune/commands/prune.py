@@ -115,6 +115,13 @@ def _add_plan(parser: ArgumentParser) -> None:
     _flag(group, "--head-unit", default="auto", help="remove heads by group, query, or auto (default)")
     _flag(
         group,
+        "--head-share",
+        type=float,
+        default=1.0,
+        help="how fast heads go compared with MLP channels: 1 evenly, as in the paper (default), 0 not at all",
+    )
+    _flag(
+        group,
         "--channel-multiple",
         type=int,
         help="MLP widths become a multiple of this (default: 64 or what divides)",

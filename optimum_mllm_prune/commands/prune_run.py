@@ -91,6 +91,7 @@ def _pruning_config(args: Namespace) -> PruningConfig:
         num_samples=args.num_samples,
         batch_size=args.batch_size,
         head_unit=args.head_unit,
+        head_share=args.head_share,
         channel_multiple=args.channel_multiple,
         allow_twin=not args.no_twin,
         protected_layers=args.protect_layers,

@@ -75,7 +75,7 @@ def layers_to_remove(backbone: Backbone, config: PruningConfig, order: Sequence[
 def width_sizes(backbone: Backbone, config: PruningConfig) -> tuple[Sizes, list[str]]:
     """Heads and channels that stay in every layer, and remarks on how they were chosen.
 
-    Heads and MLP lose the same share, as in the paper; what the config cannot say of the heads, the MLP gives.
+    Heads lose `head_share` times the share that the MLP loses; what the config cannot say of the heads, the MLP gives.
 
     Raises:
         UserInputError: the architecture cannot express it, or nothing or everything would go.
@@ -85,18 +85,19 @@ def width_sizes(backbone: Backbone, config: PruningConfig) -> tuple[Sizes, list[
         raise UserInputError(f"no width of this architecture can be changed ({'; '.join(notes)}): use method 'layer'.")
     budget = budget_of(backbone, config)
     costs = {group.kind: _cost(backbone, group, budget.whole) for group in groups}
-    total = sum(costs[group.kind] * group.units for group in groups)
+    by_kind = {group.kind: group for group in groups}
+    head_share = config.head_share if "channels" in by_kind else 1.0
+    total = sum(costs[kind] * group.units * (head_share if kind == "heads" else 1) for kind, group in by_kind.items())
     share = budget.remove / total
     if share >= 1:
         raise UserInputError(
-            f"ratio {budget.ratio:.3f} would remove everything: heads and MLP channels are "
+            f"ratio {budget.ratio:.3f} would remove everything: the heads and MLP channels that may go are "
             f"{total / backbone.backbone_parameters:.3f} of the language backbone, ask for less."
         )
     sizes = Sizes(tuple(range(backbone.num_layers)))
     remove = budget.remove
-    by_kind = {group.kind: group for group in groups}
     if "heads" in by_kind:
-        sizes, note = _with_heads(backbone, by_kind["heads"], share, config.allow_twin)
+        sizes, note = _with_heads(backbone, by_kind["heads"], share * head_share, config.allow_twin)
         notes.append(note)
         kept = by_kind["heads"].units if sizes.heads is None else sizes.heads
         remove -= (by_kind["heads"].units - kept) * costs["heads"]
@@ -165,20 +166,20 @@ def _cost(backbone: Backbone, group: Group, whole: bool) -> int:
 
 
 def _with_heads(backbone: Backbone, heads: Group, share: float, allow_twin: bool) -> tuple[Sizes, str]:
-    """The expressible number of heads nearest to an even share; the original config class wins a tie."""
+    """The expressible number of heads nearest to their share; the original config class wins a tie."""
     whole = Sizes(tuple(range(backbone.num_layers)))
     wanted = heads.units * (1 - share)
     choices = {heads.units: False} | {n: twin for n, twin in backbone.head_choices.items() if allow_twin or not twin}
     kept = min(choices, key=lambda n: (round(abs(n - wanted), 6), choices[n], -n))
     words = f"{heads.unit}s: {heads.units} -> {kept} in every layer"
     if kept == heads.units:
-        return whole, f"{words} (an even share would be {wanted:.1f})"
+        return whole, f"{words} (their share would leave {wanted:.1f})"
     if choices[kept]:
         return replace(whole, heads=kept, twin=True), (
             f"{words}, which its own config class rejects, so the text backbone is declared as its numerically "
             "identical twin 'mistral'"
         )
-    return replace(whole, heads=kept), f"{words} (an even share would be {wanted:.1f})"
+    return replace(whole, heads=kept), f"{words} (their share would leave {wanted:.1f})"
 
 
 def _with_channels(

@@ -13,7 +13,10 @@ FOLDER = Path(__file__).parents[2] / "examples" / "digit_scenes" / "llava"
 
 def row(question, answer):
     content = [{"type": "image", "text": None}, {"type": "text", "text": question}]
-    turns = [{"role": "user", "content": content}, {"role": "assistant", "content": [{"type": "text", "text": answer}]}]
+    turns = [
+        {"role": "user", "content": content},
+        {"role": "assistant", "content": [{"type": "text", "text": answer}]},
+    ]
     return {"images": [Image.new("RGB", (32, 32))], "messages": turns}
 
 

@@ -197,7 +197,8 @@ def test_a_ratio_of_more_than_all_layers():
 
 def test_a_ratio_of_more_than_all_widths():
     assert refused(llava_7b(), ratio=0.97) == (
-        "ratio 0.970 would remove everything: heads and MLP channels are 0.961 of the language backbone, ask for less."
+        "ratio 0.970 would remove everything: the heads and MLP channels that may go are 0.961 of the language "
+        "backbone, ask for less."
     )
 
 
@@ -242,4 +243,28 @@ def test_sizes_that_the_config_rejects(wish, reason, monkeypatch):
 def test_a_protected_layer_that_is_none(layer):
     assert refused(llava_7b(), num_layers=2, protected_layers=[0, layer]) == (
         f"protected_layers has {layer}, the model's layers are 0 to 31."
+    )
+
+
+@pytest.mark.parametrize("head_share", [0.0, 0.5, 1.0])
+def test_heads_go_as_fast_as_they_are_asked_to(head_share):
+    made = account(llava_7b(), PruningConfig(ratio=0.3, head_share=head_share))
+    heads_gone = 1 - (made.sizes.heads or 32) / 32
+    channels_gone = 1 - made.sizes.channels / 11008
+    # Half a head and half a step of 64 channels is as near as it gets.
+    assert abs(heads_gone - head_share * channels_gone) < 0.5 / 32 + 32 / 11008
+    assert abs(made.ratio["achieved"] - 0.3) < ONE_POINT
+
+
+def test_heads_give_all_where_no_channel_can_go():
+    alone, even = (account(backbone_of("llama4"), PruningConfig(ratio=0.15, head_share=share)) for share in (0.0, 1.0))
+    assert alone.sizes == even.sizes
+    assert alone.sizes.heads < 4
+    assert alone.sizes.channels is None
+
+
+def test_mlp_alone_cannot_give_more_than_it_has():
+    assert refused(llava_7b(), ratio=0.7, head_share=0.0) == (
+        "ratio 0.700 would remove everything: the heads and MLP channels that may go are 0.642 of the language "
+        "backbone, ask for less."
     )

@@ -1,0 +1,182 @@
+"""What stands in `pruning_report.json` and in the model card."""
+
+import json
+import re
+from dataclasses import replace
+
+import pytest
+from checkpoint import tiny_llava
+from huggingface_hub import ModelCard
+
+from optimum_mllm_prune import MLLMPruner, PruningConfig
+from optimum_mllm_prune.checkpoint import (
+    CARD_NAME,
+    PruningReport,
+    Verification,
+    environment,
+    license_of,
+    model_card,
+    peak_memory,
+    weight_bytes,
+)
+
+
+HEADINGS = ["How to load it", "What was removed", "How it was made", "Verification", "Limits", "Citation"]
+CALIBRATION = {
+    "dataset": "me/rows",
+    "split": None,
+    "samples": 10,
+    "batch_size": 10,
+    "tokens": {"image": 160, "prompt": 90, "answer": 40},
+    "seed": 42,
+    "importance": "taylor",
+}
+
+
+@pytest.fixture(scope="module")
+def plans():
+    made = MLLMPruner(tiny_llava.model())
+    return {
+        "width": made.plan(PruningConfig(ratio=0.3, importance="magnitude_l2")),
+        "layer": made.plan(PruningConfig(num_layers=2, importance="magnitude")),
+    }
+
+
+def report_of(plan, calibration=None, equal=True):
+    return PruningReport(
+        parameters=plan.parameters,
+        ratio=plan.ratio,
+        size_bytes={"before": 10_642_688, "after": 8_799_488},
+        notes=plan.notes,
+        verification=Verification(0.0, [], [], equal, True, "image + text", "LlavaForConditionalGeneration"),
+        timings_seconds={"load": 0.5, "saving": 0.25},
+        peak_memory_bytes=peak_memory(),
+        calibration=calibration,
+        environment=environment(tiny_llava.model()),
+    )
+
+
+def sections(text):
+    """Headings of the second level to what stands below them."""
+    parts = re.split(r"^## (.+)$", text, flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+class TestReport:
+    def test_the_file(self, plans, tmp_path):
+        report_of(plans["width"], CALIBRATION).save(tmp_path)
+        found = json.loads((tmp_path / "pruning_report.json").read_text())
+        assert found["parameters"].keys() == {"before", "after", "backbone_before", "backbone_after"}
+        assert found["ratio"].keys() == {"requested", "achieved"}
+        assert found["verification"].keys() == {
+            "max_abs_logit_difference",
+            "missing_keys",
+            "unexpected_keys",
+            "generated_tokens_equal",
+            "without_package",
+            "inputs",
+            "model_class",
+        }
+        assert found["verification"]["without_package"] is True
+        assert found["timings_seconds"] == {"load": 0.5, "saving": 0.25}
+        assert found["calibration"] == CALIBRATION
+        assert found["peak_memory_bytes"]["cpu"] > 50e6
+        assert {"torch", "transformers", "python", "platform", "device", "dtype", "threads"} <= found[
+            "environment"
+        ].keys()
+
+    def test_weight_bytes(self):
+        model = tiny_llava.model()
+        assert weight_bytes(model) == 4 * sum(p.numel() for p in model.parameters())
+        assert weight_bytes(model.half()) == 2 * sum(p.numel() for p in model.parameters())
+
+    def test_tied_weights_count_once(self):
+        model = tiny_llava.model()
+        whole = weight_bytes(model)
+        model.lm_head.weight = model.get_input_embeddings().weight
+        assert weight_bytes(model) == whole - 4 * model.lm_head.weight.numel()
+
+
+class TestCard:
+    @pytest.mark.parametrize("method", ["width", "layer"])
+    @pytest.mark.parametrize("calibration", [None, CALIBRATION])
+    @pytest.mark.parametrize("command", [None, "optimum-cli mllm-prune --model me/large small"])
+    @pytest.mark.parametrize("base", [None, "me/large"])
+    def test_every_section_is_filled(self, plans, method, calibration, command, base):
+        plan = plans[method]
+        plan = replace(plan, command=command, model=plan.model | {"base_model": base})
+        card = model_card("small", plan, report_of(plan, calibration), "mit" if base else None)
+        text = str(card)
+        found = sections(text)
+        assert list(found) == HEADINGS
+        assert all(len(content.strip()) > 40 for content in found.values())
+        assert not re.search(r"\bNone\b|\{\{|\}\}|\{%|%\}|Undefined|\bnan\b", text)
+        assert "# small\n" in text
+        assert (command in found["How it was made"]) if command else ("```bash" not in text)
+        assert ("[me/large](https://huggingface.co/me/large)" in text) == bool(base)
+        assert ("10 rows of `me/rows`, seed 42" in text) == bool(calibration)
+
+    @pytest.mark.parametrize("method", ["width", "layer"])
+    def test_metadata(self, plans, method, tmp_path):
+        plan = plans[method]
+        plan = replace(plan, model=plan.model | {"base_model": "me/large"})
+        model_card("small", plan, report_of(plan), "apache-2.0").save(tmp_path / CARD_NAME)
+        data = ModelCard.load(tmp_path / CARD_NAME).data
+        assert data.base_model == "me/large"
+        assert data.library_name == "transformers"
+        assert data.pipeline_tag == "image-text-to-text"
+        assert data.license == "apache-2.0"
+        assert {"mllm-prune", "pruning", f"{method}-pruning"} <= set(data.tags)
+
+    def test_what_is_not_known_is_left_out_of_the_metadata(self, plans):
+        data = model_card("small", plans["width"], report_of(plans["width"]), None).data.to_dict()
+        assert data.keys() == {"library_name", "pipeline_tag", "tags"}
+
+    def test_figures(self, plans):
+        plan = plans["layer"]
+        text = str(model_card("small", plan, report_of(plan), None))
+        for key in ("before", "after", "backbone_before", "backbone_after"):
+            assert f"{plan.parameters[key]:,}" in text
+        assert "10.6 MB | 8.8 MB | 82.7 %" in text
+        assert f"decoder layers {', '.join(map(str, plan.removed_layers))} (numbered from 0 to 7)" in text
+        assert "| largest difference of any logit | 0.0 |" in text
+
+    def test_removed_widths(self, plans):
+        found = sections(str(model_card("small", plans["width"], report_of(plans["width"]), None)))
+        for note in plans["width"].notes:
+            assert note in found["What was removed"]
+        assert "decoder layers" not in found["What was removed"]
+
+    def test_where_the_scores_come_from(self, plans):
+        def told(**changes):
+            plan = replace(plans["width"], **changes)
+            return sections(str(model_card("small", plan, report_of(plan), None)))["How it was made"]
+
+        assert "No calibration data was used" in told()
+        assert "No calibration data was used" in told(importance="random")
+        replayed = told(importance="taylor", config=plans["width"].config | {"dataset": "me/rows"})
+        assert "The scores come from an earlier calibration on `me/rows`." in replayed
+        assert "The scores come from an earlier calibration." in told(importance="taylor", config={})
+
+    def test_generation_that_was_not_compared(self, plans):
+        text = str(model_card("small", plans["width"], report_of(plans["width"], equal=None), None))
+        assert "| generation with and without a cache | not compared: the original's own differs |" in text
+
+    def test_the_code_in_it_is_python(self, plans):
+        text = str(model_card("small", plans["width"], report_of(plans["width"]), None))
+        (code,) = re.findall(r"```python\n(.+?)```", text, re.DOTALL)
+        compile(code, "card", "exec")
+
+
+class TestLicense:
+    def test_of_a_folder(self, tmp_path):
+        (tmp_path / CARD_NAME).write_text("---\nlicense: mit\n---\n\n# A model\n")
+        assert license_of(str(tmp_path)) == "mit"
+
+    def test_none_is_stated(self, tmp_path):
+        assert license_of(str(tmp_path)) is None
+        (tmp_path / CARD_NAME).write_text("# A model\n")
+        assert license_of(str(tmp_path)) is None
+
+    def test_the_hub_cannot_be_reached(self):
+        assert license_of("no-such/model") is None
