@@ -36,7 +36,7 @@ from .errors import UserInputError
 from .importance import Scores
 from .importance.scoring import score
 from .loading import commit_of, load_config, load_model, public_name
-from .planning import PruningPlan, make_plan
+from .planning import PruningPlan, checked, make_plan
 from .surgery import pruned_model
 
 
@@ -146,6 +146,14 @@ class MLLMPruner:
         with self._timed("planning"):
             return make_plan(backbone, config, scores)
 
+    def check(self, plan: PruningPlan) -> PruningPlan:
+        """A plan that was read from a file, perhaps edited: the same with its figures worked out anew.
+
+        Raises:
+            UserInputError: the plan does not fit the model.
+        """
+        return checked(plan, self._backbone_for(plan))
+
     def prune(self, plan: PruningPlan | PruningConfig, dataset: Any = None) -> PreTrainedModel:
         """Remove what the plan says and return the pruned model, which is also `self.model` from then on.
 
@@ -157,6 +165,7 @@ class MLLMPruner:
         self._refuse_pruned()
         if isinstance(plan, PruningConfig):
             plan = self.plan(plan, dataset)
+        plan = self.check(plan)
         with self._timed("surgery"):
             size = weight_bytes(self.model)
             generates = self._generation_can_be_checked()

@@ -23,6 +23,20 @@ from ..pruner import MLLMPruner
 from .summary import plan_table, report_table
 
 
+SIZE = ("ratio", "num_layers", "target_params")
+CALIBRATION = ("dataset", "dataset_split", "num_samples", "batch_size", "gradient_checkpointing")
+WIDTH_ONLY = ("head_unit", "head_share", "channel_multiple", "no_twin")
+LAYER_ONLY = ("protect_layers",)
+# What a flag is when it was not given; None where not named.
+DEFAULTS = {
+    "method": "auto",
+    "head_unit": "auto",
+    "head_share": 1.0,
+    "no_twin": False,
+    "gradient_checkpointing": False,
+    "dry_run": False,
+    "seed": 42,
+}
 DEFAULT_DATASET = "HuggingFaceH4/llava-instruct-mix-vsft"
 
 
@@ -34,13 +48,14 @@ def run(args: Namespace) -> None:
     plan = PruningPlan.load(args.plan) if args.plan else None
     config = PruningConfig.from_dict(plan.config) if plan else _pruning_config(args)
     scores = Scores.load(args.scores) if args.scores else None
+    _refuse_idle_flags(args, config)
     model_config = load_config(args.model, **hub)
     if args.dry_run and not plan and not scores and _needs_unnamed_data(args, config):
         _show_sizes(model_config, config)
         return
     rows = None if plan or scores else _calibration_rows(args, config)
     pruner = MLLMPruner.from_pretrained(args.model, args.dtype, args.device, args.device_map, **hub)
-    plan = plan or pruner.plan(config, rows, scores)
+    plan = pruner.check(plan) if plan else pruner.plan(config, rows, scores)
     plan = replace(plan, command=_command())
     print(plan_table(plan))
     if args.dry_run:
@@ -54,16 +69,29 @@ def run(args: Namespace) -> None:
 
 
 def _refuse_contradictions(args: Namespace) -> None:
-    sized = [
-        flag for flag in ("ratio", "num_layers", "target_params", "importance") if getattr(args, flag) is not None
-    ]
-    if args.plan and (sized or args.scores or args.dry_run):
-        extra = sized[0] if sized else ("scores" if args.scores else "dry_run")
-        raise UserInputError(f"--plan says all that is removed: leave --{extra.replace('_', '-')} out.")
+    if args.plan:
+        all_flags = (
+            *SIZE,
+            *CALIBRATION,
+            *WIDTH_ONLY,
+            *LAYER_ONLY,
+            "importance",
+            "method",
+            "scores",
+            "dry_run",
+            "seed",
+        )
+        for flag in _given(args, all_flags):
+            raise UserInputError(f"--plan says all that is removed: leave {flag} out.")
+    if args.scores:
+        for flag in _given(args, CALIBRATION):
+            raise UserInputError(f"--scores stands for an earlier calibration: leave {flag} out.")
     if args.push_to_hub and not args.repo_id:
         raise UserInputError("--push-to-hub needs --repo-id, the repository to push to (me/my-model).")
-    if args.repo_id and not args.push_to_hub:
-        raise UserInputError("--repo-id is only used with --push-to-hub: add it, or leave --repo-id out.")
+    for flag in ("repo_id", "private"):
+        if getattr(args, flag) and not args.push_to_hub:
+            name = flag.replace("_", "-")
+            raise UserInputError(f"--{name} is only used with --push-to-hub: add it, or leave --{name} out.")
     if args.push_to_hub and args.dry_run:
         raise UserInputError("--dry-run writes no model: leave --push-to-hub out.")
     if args.dtype not in ("auto", "float32", "bfloat16", "float16"):
@@ -73,6 +101,25 @@ def _refuse_contradictions(args: Namespace) -> None:
 def _default_output(model: str) -> Path:
     """`./NAME-pruned`; the name of `.` is that of the folder it stands for."""
     return Path(f"{Path(os.path.abspath(model)).name}-pruned")
+
+
+def _refuse_idle_flags(args: Namespace, config: PruningConfig) -> None:
+    """Flags that would have no effect are told rather than ignored."""
+    if args.plan:
+        return
+    other = LAYER_ONLY if config.method == "width" else WIDTH_ONLY
+    for flag in _given(args, other):
+        raise UserInputError(f"{flag} has no effect with method '{config.method}': leave it out.")
+    needs = METRICS[config.importance][config.method].needs
+    idle = {"weights": CALIBRATION, "forward": ("gradient_checkpointing",), "backward": ()}[needs]
+    looks = "looks at weights alone" if needs == "weights" else "takes no gradients"
+    for flag in _given(args, idle):
+        raise UserInputError(f"importance '{config.importance}' {looks}: leave {flag} out.")
+
+
+def _given(args: Namespace, flags: Sequence[str]) -> list[str]:
+    """Those of the flags that are not at their default, as they are written."""
+    return [f"--{flag.replace('_', '-')}" for flag in flags if getattr(args, flag) != DEFAULTS.get(flag)]
 
 
 def _hub_options(args: Namespace) -> dict[str, Any]:
@@ -111,8 +158,6 @@ def _calibration_rows(args: Namespace, config: PruningConfig) -> Sequence[Any] |
     """The rows, read before any weight is loaded; None where weights alone decide."""
     metric = METRICS[config.importance][config.method]
     if metric.needs == "weights":
-        if args.dataset:
-            raise UserInputError(f"importance '{config.importance}' looks at weights alone: leave --dataset out.")
         return None
     options = {key: value for key, value in (("token", args.token), ("cache_dir", args.cache_dir)) if value}
     count = config.num_samples or metric.samples

@@ -8,6 +8,7 @@ from typing import Any
 from ..backbone import Backbone, Group, NotExpressibleError, Sizes
 from ..backbone.twin import twin_name
 from ..errors import UserInputError
+from ..importance.registry import metrics_for
 
 
 PLAN_NAME = "pruning_plan.json"
@@ -83,11 +84,16 @@ class PruningPlan:
         missing = sorted(f.name for f in fields(cls) if f.name not in data and f.name in _REQUIRED)
         if strange or missing:
             raise UserInputError(f"the plan has unknown keys {strange} and lacks {missing}: write it again.")
-        wrong = sorted(name for name, kind in _KINDS.items() if not isinstance(data[name], kind))
+        wrong = sorted(name for name, kind in _KINDS.items() if not isinstance(data.get(name, kind()), kind))
         if wrong:
             raise UserInputError(f"the plan's {wrong[0]} must be {_KIND_WORDS[_KINDS[wrong[0]]]}: write it again.")
         if data.get("format", FORMAT) != FORMAT:
             raise UserInputError(f"the plan has format {data['format']}, this version reads {FORMAT}: write it again.")
+        if data["importance"] not in metrics_for(data["method"]):
+            raise UserInputError(
+                f"the plan's importance '{data['importance']}' does not go with its method '{data['method']}': "
+                "write it again."
+            )
         return cls(**data)
 
     @classmethod
@@ -147,6 +153,9 @@ _KINDS = {
     "removed_channels": dict,
     "parameters": dict,
     "ratio": dict,
+    "config_changes": dict,
+    "config": dict,
+    "notes": list,
 }
 _KIND_WORDS = {dict: "an object", int: "a whole number", list: "a list"}
 

@@ -1,6 +1,6 @@
 """The planner: sizes, selection, exact accounting, and the check that the config can say it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -51,6 +51,10 @@ def account(backbone: Backbone, config: PruningConfig, layer_scores: torch.Tenso
         sizes = Sizes(tuple(i for i in range(backbone.num_layers) if i not in removed))
     else:
         sizes, notes = width_sizes(backbone, config)
+    return _accounted(backbone, sizes, round(budget_of(backbone, config).ratio, 6), notes)
+
+
+def _accounted(backbone: Backbone, sizes: Sizes, requested: float, notes: list[str]) -> Account:
     try:
         built = backbone.built(sizes)
     except NotExpressibleError as error:
@@ -64,10 +68,23 @@ def account(backbone: Backbone, config: PruningConfig, layer_scores: torch.Tenso
             "backbone_before": before,
             "backbone_after": after,
         },
-        {"requested": round(budget_of(backbone, config).ratio, 6), "achieved": round(1 - after / before, 6)},
+        {"requested": requested, "achieved": round(1 - after / before, 6)},
         _config_changes(backbone, built.config),
         notes,
     )
+
+
+def checked(plan: PruningPlan, backbone: Backbone) -> PruningPlan:
+    """A plan that was read, its figures worked out anew: it may have been edited.
+
+    Raises:
+        UserInputError: it does not fit the model.
+    """
+    made = _accounted(backbone, plan.sizes(backbone), plan.ratio.get("requested", 0.0), plan.notes)
+    if made.parameters == plan.parameters and made.ratio == plan.ratio:
+        return plan
+    notes = ["edited by hand: sizes worked out anew"]
+    return replace(plan, parameters=made.parameters, ratio=made.ratio, config_changes=made.config_changes, notes=notes)
 
 
 def make_plan(backbone: Backbone, config: PruningConfig, scores: Scores) -> PruningPlan:

@@ -280,6 +280,28 @@ class TestReplay:
         assert "The scores come from an earlier calibration on `digit-rows`." in card
         assert "No calibration data was used" not in card
 
+    def test_an_edited_plan_is_carried_out_with_its_own_figures(self, command, llava, dry, cwd):
+        edited = plan_of(cwd / "dry")
+        for units in edited["removed_channels"].values():
+            del units[8:]
+        (cwd / "edited.json").write_text(json.dumps(edited))
+        done = command("--model", llava, "out", "--plan", "edited.json")
+        assert done.code == 0, done.err
+        carried, report = plan_of(cwd / "out"), report_of(cwd / "out")
+        width = text_config(cwd / "out")["intermediate_size"]
+        assert carried["config_changes"]["intermediate_size"] == width > dry["config_changes"]["intermediate_size"]
+        assert carried["notes"] == report["notes"] == ["edited by hand: sizes worked out anew"]
+        assert carried["parameters"] == report["parameters"]
+        stored = sum(
+            tensor.numel() for file in (cwd / "out").glob("model*.safetensors") for tensor in load_file(file).values()
+        )
+        assert report["parameters"]["after"] == stored
+        assert carried["ratio"]["achieved"] < dry["ratio"]["achieved"]
+
+    def test_scores_stand_for_a_calibration(self, refused, llava, rows, dry):
+        line = refused("--model", llava, "out", "--scores", "dry", "--dataset", rows)
+        assert line == "--scores stands for an earlier calibration: leave --dataset out."
+
     def test_scores_give_another_ratio(self, command, llava, rows, dry, cwd):
         words = ["--importance", "taylor_group", "--ratio", "0.5"]
         done = command("--model", llava, "out", "--scores", "dry", *words)

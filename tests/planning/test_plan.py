@@ -297,3 +297,23 @@ def test_units_that_the_model_cannot_lose():
         "the plan removes heads, which this model cannot: qwen2_vl_text derives the head size as "
         "hidden_size / num_attention_heads, so heads cannot go alone"
     )
+
+
+@pytest.mark.parametrize(
+    ("key", "kind"), [("config", "an object"), ("notes", "a list"), ("config_changes", "an object")]
+)
+def test_null_is_no_value(key, kind):
+    data = asdict(width_plan("llava_llama_gqa")) | {key: None}
+    with pytest.raises(UserInputError) as error:
+        PruningPlan.from_dict(data)
+    assert str(error.value) == f"the plan's {key} must be {kind}: write it again."
+
+
+@pytest.mark.parametrize("importance", ["foo", "block_influence"])
+def test_an_importance_of_another_method(importance):
+    data = asdict(width_plan("llava_llama_gqa")) | {"importance": importance}
+    with pytest.raises(UserInputError) as error:
+        PruningPlan.from_dict(data)
+    assert str(error.value) == (
+        f"the plan's importance '{importance}' does not go with its method 'width': write it again."
+    )
