@@ -62,6 +62,7 @@ def run(args: Namespace) -> None:
         _write_plan(output, plan, pruner.scores)
         return
     pruner.prune(plan)
+    print("Saving, then verifying in a fresh process ...", flush=True)
     report = pruner.save_pretrained(output, args.overwrite, keep_model=False)
     print(report_table(report, output))
     if args.push_to_hub:

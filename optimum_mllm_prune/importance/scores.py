@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..backbone import Group
@@ -63,9 +63,9 @@ class Scores:
         if not file.is_file():
             raise UserInputError(f"no scores at '{path}': give a {SCORES_NAME} or the folder that holds it.")
         try:
+            tensors = load_file(file)
             with safe_open(file, framework="pt") as stored:
                 metadata = stored.metadata() or {}
-                tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
         except SafetensorError as error:
             raise UserInputError(f"the scores in '{file.name}' cannot be read ({error}): calibrate again.") from error
         metrics = {k.removeprefix("metric_"): v for k, v in metadata.items() if k.startswith("metric_")}

@@ -5,6 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 from torch.linalg import vector_norm
+from tqdm.auto import tqdm
 
 from ..backbone import Axis, Group
 from .observer import Observer, Subject
@@ -40,7 +41,7 @@ class UnitMagnitude(Observer):
 
     def _group(self, group: Group) -> Tensor:
         rows = []
-        for site in group.sites:
+        for site in tqdm(group.sites, desc=f"Scoring {group.kind}", unit="block", leave=False):
             total = torch.zeros(group.units)
             for axis in site.axes:
                 total += axis.by_unit(self._along(axis)).cpu()

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
 from ..backbone import Axis, Backbone, Group
 from ..planning import PruningPlan
@@ -31,7 +32,7 @@ def take_sliced(model: nn.Module, backbone: Backbone, plan: PruningPlan, cuts: C
     """
     kept = plan.kept_layers
     shared: dict[int, Tensor] = {}
-    for name in list(model.state_dict()):
+    for name in tqdm(list(model.state_dict()), desc="Pruning", unit="tensor", leave=False):
         tensor = _take(model, name)
         renamed = backbone.renamed(name, kept)
         if renamed is None:
