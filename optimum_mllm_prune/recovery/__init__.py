@@ -1,0 +1,1 @@
+"""A pruned model learns back what it lost: losses, teachers, data, and the Trainer that joins them."""

@@ -1,0 +1,78 @@
+"""`RecoveryArguments`: TrainingArguments and what recovery adds."""
+
+from dataclasses import dataclass, field
+
+from transformers import TrainingArguments
+
+from ..errors import UserInputError
+from .recipe import Recipe, loss_weights
+
+
+TRAINED = ("projector", "lora", "full")
+
+
+@dataclass
+class RecoveryArguments(TrainingArguments):
+    """Arguments of a recovery. All of `transformers.TrainingArguments` holds; these are added or have other defaults.
+
+    Raises:
+        UserInputError: a value is unknown or out of range.
+    """
+
+    loss: str = field(
+        default="sft+hidden",
+        metadata={"help": "sft, kd, hidden, sft+kd, sft+hidden, sft+hidden+kd, or weights: sft=0.5,hidden=0.5"},
+    )
+    divergence: str = field(default="forward_kl", metadata={"help": "of the logits: forward_kl, reverse_kl or jsd"})
+    temperature: float = field(default=2.0, metadata={"help": "tau at which logits are compared"})
+    jsd_beta: float = field(default=0.5, metadata={"help": "beta of the generalised Jensen-Shannon divergence"})
+    logits_tokens: str = field(default="answer", metadata={"help": "where logits are compared: answer or text"})
+    hidden_distance: str = field(default="mse", metadata={"help": "of hidden states: mse or cosine"})
+    hidden_tokens: str = field(default="answer", metadata={"help": "where they are compared: answer, text or all"})
+    train: str = field(
+        default="lora",
+        metadata={"help": "projector alone, lora (low-rank adapters in the backbone, projector in full), or full"},
+    )
+    train_vision: bool = field(default=False, metadata={"help": "train the vision tower as well"})
+    projector_learning_rate: float | None = field(
+        default=None, metadata={"help": "learning rate of the projector, where it is another"}
+    )
+    lora_r: int = field(default=16, metadata={"help": "rank of the adapters"})
+    lora_alpha: int = field(default=32, metadata={"help": "scale of the adapters, times 1 / rank"})
+    lora_dropout: float = field(default=0.05, metadata={"help": "dropout before the adapters"})
+    fraction: float | None = field(default=None, metadata={"help": "share of the rows to train on, such as 0.05"})
+    max_samples: int | None = field(default=None, metadata={"help": "number of rows to train on at most"})
+    stratify_by: str | None = field(default=None, metadata={"help": "column whose values keep their shares"})
+    # Huang et al. (arXiv 2507.20749), appendix: the published settings of one of their models.
+    learning_rate: float = field(default=4e-5, metadata={"help": "peak learning rate"})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "schedule of the learning rate"})
+    warmup_steps: float = field(default=0.03, metadata={"help": "warm-up: steps, or a share of all where below 1"})
+    weight_decay: float = field(default=0.05, metadata={"help": "weight decay"})
+    num_train_epochs: float = field(default=1.0, metadata={"help": "passes over the rows"})
+    logging_steps: float = field(default=10, metadata={"help": "log the terms of the loss every so many steps"})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "must stay off: rows are read whole"})
+    prediction_loss_only: bool = field(default=True, metadata={"help": "must stay on: logits are never kept"})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.train not in TRAINED:
+            raise UserInputError(f"unknown train '{self.train}': use one of {', '.join(TRAINED)}.")
+        if self.remove_unused_columns or not self.prediction_loss_only:
+            raise UserInputError("remove_unused_columns must stay off and prediction_loss_only on: leave them out.")
+        if self.label_smoothing_factor:
+            raise UserInputError("label_smoothing_factor is not used by these losses: leave it out.")
+        if self.lora_r < 1 or self.lora_alpha < 1 or not 0 <= self.lora_dropout < 1:
+            raise UserInputError("lora_r and lora_alpha must be at least 1 and lora_dropout in [0, 1): correct them.")
+        self.recipe()
+
+    def recipe(self) -> Recipe:
+        """The losses. Raises UserInputError."""
+        return Recipe(
+            weights=loss_weights(self.loss),
+            divergence=self.divergence,
+            temperature=self.temperature,
+            beta=self.jsd_beta,
+            logits_tokens=self.logits_tokens,
+            distance=self.hidden_distance,
+            hidden_tokens=self.hidden_tokens,
+        )

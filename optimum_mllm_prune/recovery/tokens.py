@@ -1,0 +1,33 @@
+"""At which positions a loss is taken."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..calibration.batches import Modality
+
+
+Tokens = Literal["answer", "text", "all"]
+TOKENS: tuple[Tokens, ...] = ("answer", "text", "all")
+
+
+def positions(modality: Tensor, tokens: Tokens) -> Tensor:
+    """Bool (rows, length): the positions of a right-padded batch at which a loss is taken; never padding.
+
+    Args:
+        modality: (rows, length) int8, values of `Modality`.
+        tokens: "answer": where the next token is one of an answer; "text": where the next token is text, of prompt or
+            answer; "all": every real token, images included.
+    """
+    if tokens == "all":
+        return modality != Modality.PADDING
+    following = torch.full_like(modality, Modality.PADDING)
+    following[:, :-1] = modality[:, 1:]
+    answer = following == Modality.ANSWER
+    return answer if tokens == "answer" else answer | (following == Modality.PROMPT)
+
+
+def counts(modality: Tensor) -> Tensor:
+    """(3,) int64: how many positions each of `TOKENS` has."""
+    return torch.stack([positions(modality, tokens).sum() for tokens in TOKENS])
