@@ -26,6 +26,8 @@ from optimum_mllm_prune.evaluation import exact_match, generate_answers, referen
 
 HERE = Path(__file__).parent / "digit_scenes"
 ORIGINAL = HERE / "llava"
+# Lies in every folder that this script has made, which it may then empty.
+MARK = "made_by_demo.txt"
 RUNS = {
     "width, taylor": ["--method", "width", "--importance", "taylor"],
     "width, taylor, MLP alone": ["--method", "width", "--importance", "taylor", "--head-share", "0"],
@@ -108,22 +110,34 @@ def table(results: list[Result]) -> str:
     return aligned(lines)
 
 
+def emptied(folder: Path) -> Path:
+    """The folder, new or emptied. A folder that this script did not make is left alone, and the script ends."""
+    if folder.exists() and not (folder.is_dir() and (not any(folder.iterdir()) or (folder / MARK).is_file())):
+        sys.exit(f"'{folder}' was not made by this script and would be emptied: name another folder.")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    (folder / MARK).write_text("examples/demo.py empties this folder when it is run again.\n")
+    return folder
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("output", type=Path, help="folder for data and checkpoints; emptied first")
+    parser.add_argument("output", type=Path, help="folder for data and checkpoints; one of an earlier run is emptied")
     parser.add_argument("--ratio", type=float, default=0.15, help="share of the backbone to remove (default 0.15)")
     parser.add_argument("--test-rows", type=int, default=800, help="held-out rows to answer (default 800)")
+    parser.add_argument(
+        "--runs", nargs="+", choices=RUNS, default=list(RUNS), help="which ways to prune (default all)"
+    )
     args = parser.parse_args()
     torch.manual_seed(0)
-    shutil.rmtree(args.output, ignore_errors=True)
-    args.output.mkdir(parents=True)
+    emptied(args.output)
     scenes = [sys.executable, str(HERE / "scenes.py"), str(args.output / "data")]
     subprocess.run([*scenes, "--train", "400", "--test", str(args.test_rows)], check=True)
     rows = load_from_disk(args.output / "data")["test"]
     results = [measure("original", ORIGINAL, rows, 0.0)]
-    for name, options in RUNS.items():
-        folder, seconds = prune(name, options, args.ratio, args.output)
+    for name in args.runs:
+        folder, seconds = prune(name, RUNS[name], args.ratio, args.output)
         results.append(measure(name, folder, rows, seconds))
     print(f"\nDigit scenes, {len(rows)} held-out rows, exact match by greedy generation:\n\n{table(results)}")
     (args.output / "results.json").write_text(json.dumps([vars(r) for r in results], indent=2) + "\n")

@@ -11,16 +11,31 @@ if TYPE_CHECKING:
     from .errors import UserInputError
     from .planning import PruningPlan
     from .pruner import MLLMPruner
+    from .recovery.arguments import RecoveryArguments
+    from .recovery.cached_teacher import CachedTeacher
+    from .recovery.trainer import RecoveryTrainer
 
 # Imported on first use: optimum-cli reads this package on every call, and torch takes seconds.
 _HOMES = {
+    "CachedTeacher": "recovery.cached_teacher",
     "MLLMPruner": "pruner",
     "PruningConfig": "configuration",
     "PruningPlan": "planning",
+    "RecoveryArguments": "recovery.arguments",
+    "RecoveryTrainer": "recovery.trainer",
     "UserInputError": "errors",
 }
 
-__all__ = ["MLLMPruner", "PruningConfig", "PruningPlan", "UserInputError", "__version__"]
+__all__ = [
+    "CachedTeacher",
+    "MLLMPruner",
+    "PruningConfig",
+    "PruningPlan",
+    "RecoveryArguments",
+    "RecoveryTrainer",
+    "UserInputError",
+    "__version__",
+]
 
 
 def __getattr__(name: str) -> Any:

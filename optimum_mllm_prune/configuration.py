@@ -6,6 +6,7 @@ from optimum.configuration_utils import BaseConfig
 
 from .errors import UserInputError
 from .importance.registry import METRICS, default_metric, metrics_for
+from .json_types import fits, in_words
 from .version import __version__
 
 
@@ -82,6 +83,7 @@ class PruningConfig(BaseConfig):
         self._resolve_size()
         self._resolve_method()
         self._check_ranges()
+        self._check_types()
 
     @classmethod
     def _keys(cls) -> list[str]:
@@ -136,6 +138,12 @@ class PruningConfig(BaseConfig):
         layers = self.protected_layers
         if layers is not None and not (isinstance(layers, list) and all(map(_is_whole, layers))):
             raise UserInputError(f"protected_layers must be a list of layer numbers, got {layers}.")
+
+    def _check_types(self) -> None:
+        kinds = PruningConfig.__annotations__
+        for key in self._keys():
+            if not fits(getattr(self, key), kinds[key]):
+                raise UserInputError(f"{key} must be {in_words(kinds[key])}, got {getattr(self, key)}.")
 
 
 def _one_of(key: str, value: Any, allowed: tuple[str, ...] | list[str]) -> None:

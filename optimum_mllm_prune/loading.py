@@ -1,7 +1,6 @@
 """From an id or a folder to a config and a model, every mistake told in one line."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +9,12 @@ from huggingface_hub.errors import StrictDataclassError
 from optimum.utils import logging
 from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
-from transformers.utils import logging as transformers_logging
+from transformers.utils.hub import cached_file, extract_commit_hash
 
 from .backbone import model_class_of
-from .errors import UserInputError
+from .configuration import PruningConfig
+from .errors import UserInputError, first_line, is_out_of_memory
+from .quiet import quiet
 
 
 logger = logging.get_logger("optimum.mllm_prune.loading")
@@ -24,26 +25,33 @@ def load_config(model_id: str, **hub: Any) -> PreTrainedConfig:
 
     Args:
         model_id: Hub id or local folder.
-        hub: `revision`, `token`, `cache_dir`, `trust_remote_code`.
+        hub: `revision`, `token`, `cache_dir`.
 
     Raises:
-        UserInputError: there is no such model, its config cannot be read, or it is not a vision-language model.
+        UserInputError: there is no such model, it needs code of its own, its config cannot be read, or it is not a
+            vision-language model.
     """
     folder = Path(model_id)
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise UserInputError(f"'{model_id}' holds no config.json: give the folder of a saved model, or a Hub id.")
     try:
-        config = AutoConfig.from_pretrained(model_id, **hub)
+        with quiet():
+            config = AutoConfig.from_pretrained(model_id, **hub, trust_remote_code=False)
     except OSError as error:
         if folder.is_dir():
-            raise UserInputError(f"the config of '{model_id}' cannot be read: {_first_line(error)}") from error
+            raise UserInputError(f"the config of '{model_id}' cannot be read: {first_line(error)}") from error
         raise UserInputError(
-            f"no model '{model_id}': it is neither a local folder nor reachable on the Hub ({_first_line(error)})"
+            f"no model '{model_id}': it is neither a local folder nor reachable on the Hub ({first_line(error)})"
         ) from error
     except StrictDataclassError as error:
         raise UserInputError(f"the config of '{model_id}' cannot be read: {' '.join(str(error).split())}") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise UserInputError(f"the config of '{model_id}' cannot be read: {_first_line(error)}") from error
+        if "trust_remote_code" in str(error):
+            raise UserInputError(
+                f"'{model_id}' needs code from its repository, which the pruned checkpoint would need too: give a "
+                "model that transformers itself has a class for."
+            ) from error
+        raise UserInputError(f"the config of '{model_id}' cannot be read: {first_line(error)}") from error
     model_class_of(config)
     return config
 
@@ -64,15 +72,16 @@ def load_model(
         dtype: number format of the weights; "auto" as saved.
         device: where to put the whole model; by default the first GPU, else the CPU.
         device_map: how to spread it instead, as in `from_pretrained`.
-        hub: `revision`, `token`, `cache_dir`, `trust_remote_code`.
+        hub: `revision`, `token`, `cache_dir`.
 
     Raises:
         UserInputError: the weights are absent, damaged, incomplete, or do not fit on the device.
     """
     if device is not None and device_map is not None:
         raise UserInputError("device and device_map both say where the model goes: give one of them.")
+    check_device(device)
     try:
-        with _no_loading_report():
+        with quiet():
             # Weights of another shape are told by name below, which transformers does only in its report.
             model, found = model_class_of(config).from_pretrained(
                 model_id,
@@ -81,20 +90,21 @@ def load_model(
                 device_map=device_map,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,
+                use_safetensors=True,
                 **hub,
             )
         if device_map is None:
             model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     except (SafetensorError, EOFError) as error:
         raise UserInputError(
-            f"the weights of '{model_id}' are damaged or cut short ({_first_line(error)}): fetch them again."
+            f"the weights of '{model_id}' are damaged or cut short ({first_line(error)}): fetch them again."
         ) from error
     except OSError as error:
-        raise UserInputError(f"the weights of '{model_id}' cannot be loaded: {_first_line(error)}") from error
-    except (RuntimeError, ValueError) as error:
-        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+        raise UserInputError(_without_weights(model_id, error)) from error
+    except (RuntimeError, ValueError, AssertionError) as error:
+        if is_out_of_memory(error):
             raise
-        raise UserInputError(f"'{model_id}' cannot be loaded: {_first_line(error)}") from error
+        raise UserInputError(f"'{model_id}' cannot be loaded: {first_line(error)}") from error
     _refuse_incomplete(model_id, found)
     if found["unexpected_keys"]:
         strange = sorted(str(key) for key in found["unexpected_keys"])
@@ -102,9 +112,23 @@ def load_model(
     return model.eval()
 
 
-def commit_of(config: PreTrainedConfig) -> str | None:
-    """Commit hash that a Hub model was loaded at; None for a local one."""
-    return getattr(config, "_commit_hash", None)
+def check_device(device: str | None) -> None:
+    """Raise UserInputError where no model can be put on a device: it is unknown, or not in this machine."""
+    try:
+        if device is None or torch.empty(0, device=device).device.type != "meta":
+            return
+        reason = "it holds no weights"
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = first_line(error).rstrip(".")
+    raise UserInputError(f"device '{device}' cannot be used ({reason}): use cpu, or a GPU that torch can see.")
+
+
+def commit_of(model_id: str, **hub: Any) -> str | None:
+    """Commit hash that a Hub model is read at; None for a local one. `hub` as for `load_config`."""
+    if Path(model_id).exists():
+        return None
+    with quiet():
+        return extract_commit_hash(cached_file(model_id, "config.json", **hub), None)
 
 
 def public_name(name: str) -> str:
@@ -113,18 +137,33 @@ def public_name(name: str) -> str:
     A path need not exist: the output folder does not yet when the command line is written down.
     """
     is_path = name.startswith(("/", "./", "../", "~")) or name.count("/") > 1 or Path(name).exists()
-    return Path(name).name if is_path else name
+    return Path(os.path.abspath(name)).name if is_path else name
 
 
-@contextmanager
-def _no_loading_report() -> Iterator[None]:
-    """Without the table that transformers logs of absent and unknown weights: what matters of it is told in a line."""
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
+def with_origin(
+    config: PruningConfig, base_model: str | None, base_model_revision: str | None, dataset: Any
+) -> PruningConfig:
+    """A copy of the config with what is known of model and data written into it, local paths left out."""
+    local = base_model is None or Path(base_model).exists()
+    config = PruningConfig.from_dict(config.to_dict())
+    config.base_model = None if local else base_model
+    config.base_model_revision = None if local else base_model_revision
+    if dataset is not None and config.dataset is None:
+        config.dataset = str(dataset) if isinstance(dataset, (str, Path)) else "rows in memory"
+    if config.dataset is not None:
+        config.dataset = public_name(config.dataset)
+    return config
+
+
+def _without_weights(model_id: str, error: OSError) -> str:
+    pickled = [file.name for file in sorted(Path(model_id).glob("*.bin")) if "training_args" not in file.name]
+    if not pickled and "cannot be loaded with `safetensors`" not in str(error):
+        return f"the weights of '{model_id}' cannot be loaded: {first_line(error)}"
+    named = f" ({pickled[0]})" if pickled else ""
+    return (
+        f"the weights of '{model_id}' are pickled{named}, which may run any code: convert them, by loading the model "
+        "with transformers where you trust it and saving it with save_pretrained."
+    )
 
 
 def _refuse_incomplete(model_id: str, found: dict[str, Any]) -> None:
@@ -136,7 +175,3 @@ def _refuse_incomplete(model_id: str, found: dict[str, Any]) -> None:
                 f"the checkpoint '{model_id}' {what} {len(keys)} of the model's weights (first: {first}); "
                 "loaded so, they would be random."
             )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

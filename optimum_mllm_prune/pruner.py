@@ -1,46 +1,45 @@
 """`MLLMPruner`: from a model to a smaller one. Every stage has its own room; this is the way through them."""
 
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils.memory import clear_device_cache
 from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
 from .backbone import Backbone
-from .calibration.batches import make_batch
 from .calibration.processors import load_processor
-from .calibration.rows import synthetic_row
 from .checkpoint import (
     CARD_NAME,
     PruningReport,
     atomic_folder,
     check_output,
+    check_repo_id,
     environment,
-    generation_is_consistent,
+    generation_can_be_compared,
     license_of,
     model_card,
     peak_memory,
     reference_of,
-    special_tokens,
+    trial_inputs,
     upload,
     verify,
     weight_bytes,
+    write_checkpoint,
 )
 from .configuration import PruningConfig
 from .errors import UserInputError
 from .importance import Scores
 from .importance.scoring import score
-from .loading import commit_of, load_config, load_model, public_name
+from .loading import commit_of, load_config, load_model, with_origin
 from .planning import PruningPlan, checked, make_plan
 from .surgery import pruned_model
-
-
-SHARD_SIZE = "5GB"
 
 
 class MLLMPruner:
@@ -52,6 +51,7 @@ class MLLMPruner:
         processor: its processor; needed for calibration on rows, saved with the checkpoint.
         base_model: Hub id or folder the model came from; a Hub id is written into the card.
         base_model_revision: its commit.
+        base_model_license: its license, as the Hub names it; written into the card.
 
     Raises:
         UserInputError: the model has no decoder that can be pruned.
@@ -63,15 +63,18 @@ class MLLMPruner:
         processor: ProcessorMixin | None = None,
         base_model: str | None = None,
         base_model_revision: str | None = None,
+        base_model_license: str | None = None,
     ) -> None:
         self.model: PreTrainedModel | None = model.eval()
         self.processor = processor
         self.base_model = base_model
         self.base_model_revision = base_model_revision
+        self.base_model_license = base_model_license
         self.scores: Scores | None = None
         self.calibration: dict[str, Any] | None = None
         self.timings: dict[str, float] = {}
         self._backbones: dict[str, Backbone] = {}
+        self._calibrated: dict[str, tuple[Scores, dict[str, Any] | None]] = {}
         self._pruned: tuple[PruningPlan, int, bool] | None = None
         self.backbone()
 
@@ -82,25 +85,31 @@ class MLLMPruner:
         dtype: str | torch.dtype = "auto",
         device: str | None = None,
         device_map: Any = None,
-        **hub: Any,
+        revision: str | None = None,
+        token: str | None = None,
+        cache_dir: str | None = None,
     ) -> "MLLMPruner":
-        """Load model and processor from the Hub or a folder.
+        """Load model and processor from the Hub or a folder. No code from there is run.
 
         Args:
             model_id: Hub id or local folder.
             dtype: number format of the weights; "auto" as saved.
             device: where to put the whole model; by default the first GPU, else the CPU.
             device_map: how to spread it instead, as in `from_pretrained`.
-            hub: `revision`, `token`, `cache_dir`, `trust_remote_code`.
+            revision: branch, tag or commit.
+            token: for a private or gated model.
+            cache_dir: folder of downloaded files.
 
         Raises:
             UserInputError: there is no such model, it is damaged, or it is not a vision-language model.
         """
         start = time.perf_counter()
+        hub = {"revision": revision, "token": token, "cache_dir": cache_dir}
         config = load_config(model_id, **hub)
         processor = load_processor(model_id, **hub)
+        commit, license = commit_of(model_id, **hub), license_of(model_id, **hub)
         model = load_model(model_id, config, dtype, device, device_map, **hub)
-        pruner = cls(model, processor, model_id, commit_of(config))
+        pruner = cls(model, processor, model_id, commit, license)
         pruner.timings["load"] = time.perf_counter() - start
         return pruner
 
@@ -124,7 +133,7 @@ class MLLMPruner:
         config = self._with_origin(config, dataset)
         with self._timed("calibration"):
             backbone = self.backbone(config.head_unit)
-            self.scores, self.calibration = score(self.model, self.processor, backbone, config, dataset)
+            self._keep(*score(self.model, self.processor, backbone, config, dataset))
         return self.scores
 
     def plan(self, config: PruningConfig, dataset: Any = None, scores: Scores | None = None) -> PruningPlan:
@@ -142,17 +151,27 @@ class MLLMPruner:
         config = self._with_origin(config, dataset)
         if scores is None:
             scores = self.score(config, dataset)
-        self.scores = scores
+        self._keep(scores)
         with self._timed("planning"):
             return make_plan(backbone, config, scores)
 
-    def check(self, plan: PruningPlan) -> PruningPlan:
+    def check(self, plan: PruningPlan, scores: Scores | None = None) -> PruningPlan:
         """A plan that was read from a file, perhaps edited: the same with its figures worked out anew.
+
+        Args:
+            plan: what to remove.
+            scores: those beside it; saved with the checkpoint if the plan was made from them.
 
         Raises:
             UserInputError: the plan does not fit the model.
         """
+        if scores is not None:
+            self._keep(scores)
         return checked(plan, self._backbone_for(plan))
+
+    def bytes_after(self, plan: PruningPlan) -> int:
+        """Bytes that the weights will take once `plan` is carried out."""
+        return round(weight_bytes(self.model) * plan.parameters["after"] / plan.parameters["before"])
 
     def prune(self, plan: PruningPlan | PruningConfig, dataset: Any = None) -> PreTrainedModel:
         """Remove what the plan says and return the pruned model, which is also `self.model` from then on.
@@ -168,8 +187,9 @@ class MLLMPruner:
         plan = self.check(plan)
         with self._timed("surgery"):
             size = weight_bytes(self.model)
-            generates = self._generation_can_be_checked()
-            self.model = pruned_model(self.model, self._backbone_for(plan), plan)
+            backbone = self._backbone_for(plan)
+            generates = generation_can_be_compared(self.model, self.processor, backbone.layers_prefix)
+            self.model = pruned_model(self.model, backbone, plan)
             self._pruned = (plan, size, generates)
         return self.model
 
@@ -179,6 +199,7 @@ class MLLMPruner:
         overwrite: bool = False,
         verification_inputs: Mapping[str, Tensor] | None = None,
         keep_model: bool = True,
+        max_shard_size: int | str = "5GB",
     ) -> PruningReport:
         """Write checkpoint, processor, plan, scores, report and model card, and verify them; all or nothing.
 
@@ -188,6 +209,7 @@ class MLLMPruner:
             verification_inputs: batch on which the reloaded model is compared with the one in memory; by default an
                 image of noise with a prompt, or text alone where there is no processor.
             keep_model: False frees `self.model` before the fresh process loads its copy, so that memory holds one.
+            max_shard_size: largest size of one file of weights, as in transformers.
 
         Returns:
             The report, as written to `pruning_report.json`.
@@ -195,19 +217,23 @@ class MLLMPruner:
         Raises:
             UserInputError: nothing was pruned yet, or the folder cannot be written.
             VerificationError: the saved checkpoint is not the model in memory; nothing is left behind.
+            MemoryError: the fresh process ran out of memory; nothing is left behind.
         """
         if self._pruned is None or self.model is None:
             raise UserInputError("there is no pruned model to save: call prune before save_pretrained.")
         plan, before, generates = self._pruned
         after, machine = weight_bytes(self.model), environment(self.model)
-        output = check_output(output, overwrite, after)
+        output = check_output(output, overwrite, after, [self.base_model])
+        scores, calibration = self._calibrated.get(plan.scores, (None, None))
         with self._timed("reference"):
-            reference = reference_of(self.model, dict(verification_inputs or self._default_inputs()), generates)
+            inputs = dict(verification_inputs or trial_inputs(self.model, self.processor))
+            reference = reference_of(self.model, inputs, self._backbone_for(plan).layers_prefix, generates)
         with atomic_folder(output) as folder:
             with self._timed("saving"):
-                self._write(folder, plan)
+                write_checkpoint(folder, self.model, self.processor, plan, scores, max_shard_size)
             if not keep_model:
                 self.model = None
+                clear_device_cache(garbage_collection=True)
             with self._timed("verification"):
                 verification = verify(folder, reference, self.processor is not None)
             report = PruningReport(
@@ -218,63 +244,44 @@ class MLLMPruner:
                 verification=verification,
                 timings_seconds={stage: round(seconds, 3) for stage, seconds in self.timings.items()},
                 peak_memory_bytes=peak_memory(),
-                calibration=self.calibration,
+                calibration=calibration,
                 environment=machine,
             )
             report.save(folder)
-            model_card(output.name, plan, report, self._license()).save(folder / CARD_NAME)
+            card = model_card(output.name, plan, report, self.base_model_license, with_scores=scores is not None)
+            card.save(folder / CARD_NAME)
         return report
 
     def push_to_hub(self, repo_id: str, private: bool | None = None, token: str | None = None) -> str:
-        """Save, verify and upload to the Hub in one commit; returns the address of the commit."""
-        with tempfile.TemporaryDirectory() as scratch:
-            folder = Path(scratch) / repo_id.rpartition("/")[2]
+        """Save, verify and upload to the Hub in one commit; returns the address of the commit.
+
+        Raises:
+            UserInputError: the Hub refuses it; the checkpoint stays in a temporary folder that the message names.
+        """
+        check_repo_id(repo_id)
+        home = Path(tempfile.mkdtemp(prefix="mllm-prune-"))
+        folder = home / repo_id.rpartition("/")[2]
+        try:
             self.save_pretrained(folder)
-            return upload(folder, repo_id, private, token)
+        except BaseException:
+            with suppress(OSError):
+                home.rmdir()
+            raise
+        address = upload(folder, repo_id, private, token)
+        shutil.rmtree(home)
+        return address
+
+    def _keep(self, scores: Scores, calibration: dict[str, Any] | None = None) -> None:
+        """A plan is saved with the scores that it was made from, whichever came after them."""
+        _, known = self._calibrated.get(scores.fingerprint, (None, None))
+        self.scores, self.calibration = scores, calibration or known
+        self._calibrated[scores.fingerprint] = (self.scores, self.calibration)
 
     def _with_origin(self, config: PruningConfig, dataset: Any) -> PruningConfig:
-        """The config with what is known of model and data written into it, local paths left out."""
-        local = self.base_model is None or Path(self.base_model).exists()
-        config = PruningConfig.from_dict(config.to_dict())
-        config.base_model = None if local else self.base_model
-        config.base_model_revision = None if local else self.base_model_revision
-        if dataset is not None and config.dataset is None:
-            config.dataset = str(dataset) if isinstance(dataset, (str, Path)) else "rows in memory"
-        if config.dataset is not None:
-            config.dataset = public_name(config.dataset)
-        return config
+        return with_origin(config, self.base_model, self.base_model_revision, dataset)
 
     def _backbone_for(self, plan: PruningPlan) -> Backbone:
         return self.backbone("query" if plan.head_unit == "query" else "auto")
-
-    def _generation_can_be_checked(self) -> bool:
-        """Whether the original generates the same with and without a cache.
-
-        Taken for granted with images; without a processor the check is on text, where some models differ by nature.
-        """
-        return self.processor is not None or generation_is_consistent(self.model, self._default_inputs())
-
-    def _default_inputs(self) -> dict[str, Tensor]:
-        if self.processor is None:
-            vocabulary = self.model.get_input_embeddings().weight.shape[0]
-            ids = torch.randint(vocabulary // 2, vocabulary, (1, 64), generator=torch.Generator().manual_seed(0))
-            # An image token would ask for an image.
-            ids = ids[~torch.isin(ids, torch.tensor(special_tokens(self.model.config)))][:8].unsqueeze(0)
-            return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        batch = make_batch(self.processor, [synthetic_row()]).to("cpu", self.model.dtype)
-        return {name: value for name, value in batch.inputs.items() if isinstance(value, Tensor)}
-
-    def _write(self, folder: Path, plan: PruningPlan) -> None:
-        self.model.save_pretrained(folder, max_shard_size=SHARD_SIZE)
-        if self.processor is not None:
-            self.processor.save_pretrained(folder)
-        PruningConfig.from_dict(plan.config).save_pretrained(folder)
-        plan.save(folder)
-        if self.scores is not None:
-            self.scores.save(folder)
-
-    def _license(self) -> str | None:
-        return license_of(self.base_model) if self.base_model else None
 
     def _refuse_pruned(self) -> None:
         if self._pruned is not None:

@@ -1,9 +1,11 @@
 """`MLLMPruner` in memory; and every family through it, saved, and loaded by a process that never had this package."""
 
+import gc
 import hashlib
 import json
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,8 @@ from transformers import AutoModelForImageTextToText
 
 from optimum_mllm_prune import MLLMPruner, PruningConfig, PruningPlan, UserInputError, pruner
 from optimum_mllm_prune.backbone.text_config import text_config
-from optimum_mllm_prune.checkpoint import Verification
+from optimum_mllm_prune.checkpoint import Verification, trial_inputs, weight_bytes
+from optimum_mllm_prune.importance import Scores
 
 
 BY_WEIGHTS = PruningConfig(ratio=0.3, importance="magnitude_l2")
@@ -56,7 +59,7 @@ def unverified(monkeypatch):
     """Spare the fresh process where the test is about something else."""
 
     def agree(folder, reference, has_processor):
-        return Verification(0.0, [], [], True, True, "text", "LlavaForConditionalGeneration")
+        return Verification(0.0, [], [], True, 1e-7, True, "text", "LlavaForConditionalGeneration")
 
     monkeypatch.setattr(pruner, "verify", agree)
 
@@ -182,6 +185,30 @@ class TestSaved:
         with pytest.raises(UserInputError, match="no pruned model to save"):
             made.save_pretrained(tmp_path / "again")
 
+    def test_several_files_of_weights(self, tmp_path):
+        made = MLLMPruner(tiny_llava.model(), tiny_llava.processor())
+        made.prune(BY_WEIGHTS)
+        report = made.save_pretrained(tmp_path / "out", max_shard_size="1MB")
+        shards = sorted((tmp_path / "out").glob("model-*.safetensors"))
+        assert len(shards) > 5
+        assert not (tmp_path / "out" / "model.safetensors").exists()
+        index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
+        assert set(index["weight_map"].values()) == {shard.name for shard in shards}
+        assert report.verification.max_abs_logit_difference == 0
+        assert report.verification.missing_keys == report.verification.unexpected_keys == []
+        again = MLLMPruner.from_pretrained(str(tmp_path / "out"))
+        assert fingerprint(again.model) == fingerprint(made.model)
+
+    @pytest.mark.usefixtures("unverified")
+    def test_the_folder_that_the_model_came_from_is_never_replaced(self, tmp_path):
+        folder = tiny_llava.save_model(tmp_path / "llava")
+        before = tiny_llava.tree(tmp_path)
+        made = MLLMPruner.from_pretrained(str(folder))
+        made.prune(BY_WEIGHTS)
+        with pytest.raises(UserInputError, match="which this run reads: name another folder"):
+            made.save_pretrained(folder, overwrite=True)
+        assert tiny_llava.tree(tmp_path) == before
+
     def test_a_model_that_was_cast_to_bfloat16(self, tmp_path):
         # Casting takes the buffers along, which a reload keeps in fp32: the pruned model must have them so as well.
         made = MLLMPruner(tiny_llava.model().to(torch.bfloat16), tiny_llava.processor())
@@ -199,11 +226,11 @@ class TestSaved:
 
     def test_default_text_holds_no_image_token(self):
         model = tiny_llava.model()
-        drawn = MLLMPruner(model)._default_inputs()["input_ids"]
+        drawn = trial_inputs(model, None)["input_ids"]
         assert drawn.shape == (1, 8)
         for token in drawn[0].tolist():
             model.config.image_token_index = token
-            others = MLLMPruner(model)._default_inputs()["input_ids"]
+            others = trial_inputs(model, None)["input_ids"]
             assert others.shape == (1, 8)
             assert token not in others
 
@@ -235,6 +262,129 @@ class TestSaved:
         assert {"model.safetensors", "README.md", "pruning_plan.json", "processor_config.json"} <= pushed.keys()
 
 
+class TestPush:
+    @pytest.fixture
+    def made(self, unverified, monkeypatch, tmp_path):
+        monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+        made = MLLMPruner(tiny_llava.model())
+        made.prune(BY_WEIGHTS)
+        return made
+
+    def test_a_name_that_the_hub_refuses_is_told_first(self, made, tmp_path):
+        with pytest.raises(UserInputError, match=r"^'me/my model' is no name of a repository"):
+            made.push_to_hub("me/my model")
+        assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize(("error", "told"), [(OSError("no network"), UserInputError), (KeyboardInterrupt, None)])
+    def test_what_was_not_pushed_lies_where_the_message_says(self, made, monkeypatch, error, told):
+        def fail(*_, **__):
+            raise error
+
+        monkeypatch.setattr("huggingface_hub.HfApi.create_repo", fail)
+        with pytest.raises(told or KeyboardInterrupt) as end:
+            made.push_to_hub("me/it")
+        folder = Path(str(end.value).split("'")[1])
+        assert (folder / "model.safetensors").is_file()
+        assert str(end.value).rstrip(".").endswith(f"push it with `hf upload me/it {folder}`")
+
+    def test_nothing_is_left_where_saving_fails(self, made, monkeypatch, tmp_path):
+        def fail(*_, **__):
+            raise ValueError("surprise")
+
+        monkeypatch.setattr(pruner, "verify", fail)
+        with pytest.raises(ValueError, match="surprise"):
+            made.push_to_hub("me/it")
+        assert list(tmp_path.iterdir()) == []
+
+    def test_nothing_is_left_after_a_push(self, made, monkeypatch, tmp_path):
+        monkeypatch.setattr(pruner, "upload", lambda *_: "https://example.org/commit")
+        made.push_to_hub("me/it")
+        assert list(tmp_path.iterdir()) == []
+
+
+class TestScoresOfAPlan:
+    """A checkpoint is saved with the scores that its plan was made from, or with none."""
+
+    def test_another_calibration_came_after(self, unverified, tmp_path):
+        made = MLLMPruner(tiny_llava.model(), tiny_llava.processor())
+        first = made.plan(PruningConfig(ratio=0.2, num_samples=3), dataset=tiny_llava.rows())
+        second = made.plan(PruningConfig(ratio=0.2, num_samples=5, importance="wanda"), dataset=tiny_llava.rows())
+        assert first.scores != second.scores == made.scores.fingerprint
+        made.prune(first)
+        report = made.save_pretrained(tmp_path / "out")
+        assert Scores.load(tmp_path / "out").fingerprint == first.scores
+        assert (report.calibration["samples"], report.calibration["importance"]) == (3, "taylor")
+
+    def test_scores_that_were_given_keep_what_is_known_of_them(self, unverified, tmp_path):
+        made = MLLMPruner(tiny_llava.model(), tiny_llava.processor())
+        made.plan(PruningConfig(ratio=0.2, num_samples=3), dataset=tiny_llava.rows())
+        made.prune(made.plan(PruningConfig(ratio=0.4), scores=made.scores))
+        assert made.save_pretrained(tmp_path / "out").calibration["samples"] == 3
+
+    @pytest.mark.parametrize("beside", ["its own", "of another plan", "none"])
+    def test_a_plan_from_elsewhere(self, unverified, tmp_path, beside):
+        maker = MLLMPruner(tiny_llava.model())
+        plan = maker.plan(BY_WEIGHTS)
+        others = maker.score(PruningConfig(importance="random"))
+        made = MLLMPruner(tiny_llava.model())
+        scores = {"its own": maker._calibrated[plan.scores][0], "of another plan": others, "none": None}[beside]
+        made.prune(made.check(plan, scores))
+        made.save_pretrained(tmp_path / "out")
+        assert (tmp_path / "out" / "pruning_scores.safetensors").exists() == (beside == "its own")
+        card = (tmp_path / "out" / "README.md").read_text()
+        assert ("pruning_scores.safetensors" in card) == (beside == "its own")
+
+
+class TestMemory:
+    @pytest.mark.parametrize("kept", [True, False])
+    def test_the_model_is_gone_before_the_fresh_process_starts(self, monkeypatch, tmp_path, kept):
+        made = MLLMPruner(tiny_llava.model())
+        made.prune(BY_WEIGHTS)
+        # A model may hold itself, as one spread by accelerate's hooks does: then only the collector frees it.
+        object.__setattr__(made.model, "itself", made.model)
+        alive = weakref.ref(made.model)
+
+        def look(folder, reference, has_processor):
+            assert (alive() is not None) == kept
+            return Verification(0.0, [], [], True, 1e-7, True, "text", "Any")
+
+        monkeypatch.setattr(pruner, "verify", look)
+        gc.disable()
+        try:
+            made.save_pretrained(tmp_path / "out", keep_model=kept)
+        finally:
+            gc.enable()
+
+    def test_the_size_is_known_from_the_plan(self):
+        made = MLLMPruner(tiny_llava.model())
+        plan = made.plan(BY_WEIGHTS)
+        expected = made.bytes_after(plan)
+        made.prune(plan)
+        assert expected == weight_bytes(made.model)
+
+
+class TestLicense:
+    def test_it_is_read_before_the_work_and_written_into_the_card(self, unverified, monkeypatch, tmp_path):
+        folder = tiny_llava.save_model(tmp_path / "llava")
+        (folder / "README.md").write_text("---\nlicense: mit\n---\n")
+        made = MLLMPruner.from_pretrained(str(folder))
+        (folder / "README.md").unlink()
+        made.prune(BY_WEIGHTS)
+        made.save_pretrained(tmp_path / "out")
+        assert "\nlicense: mit\n" in (tmp_path / "out" / "README.md").read_text()
+
+    def test_the_hub_is_asked_as_for_the_model(self, monkeypatch, tmp_path):
+        asked = {}
+
+        def take(model_id, **hub):
+            asked.update(hub)
+
+        monkeypatch.setattr(pruner, "license_of", take)
+        folder = str(tiny_llava.save_model(tmp_path / "llava"))
+        MLLMPruner.from_pretrained(folder, token="t", cache_dir=str(tmp_path))
+        assert asked == {"revision": None, "token": "t", "cache_dir": str(tmp_path)}
+
+
 class TestFromPretrained:
     def test_model_and_processor(self, tmp_path):
         made = MLLMPruner.from_pretrained(str(tiny_llava.save_model(tmp_path / "llava")), dtype="bfloat16")
@@ -242,6 +392,21 @@ class TestFromPretrained:
         assert not made.model.training
         assert type(made.processor) is type(tiny_llava.processor())
         assert made.timings["load"] > 0
+
+    def test_of_the_hub(self, tmp_path):
+        # As the Hub's client leaves a model in its cache, which is all that can be asked without a network.
+        home, commit = tmp_path / "models--me--llava", "0123456789abcdef" * 2 + "01234567"
+        folder = tiny_llava.save_model(home / "snapshots" / commit)
+        (folder / "README.md").write_text("---\nlicense: mit\n---\n")
+        (home / "refs").mkdir()
+        (home / "refs" / "main").write_text(commit)
+        made = MLLMPruner.from_pretrained("me/llava", cache_dir=str(tmp_path))
+        assert made.base_model_license == "mit"
+        found = made.plan(BY_WEIGHTS).model
+        assert (found["base_model"], found["base_model_revision"]) == ("me/llava", commit)
+        (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+        with pytest.raises(UserInputError, match=r"^the weights of 'me/llava' are pickled, which may run any code"):
+            MLLMPruner.from_pretrained("me/llava", cache_dir=str(tmp_path))
 
     def test_a_local_folder_is_no_base_model(self, tmp_path):
         made = MLLMPruner.from_pretrained(str(tiny_llava.save_model(tmp_path / "llava")))

@@ -1,11 +1,12 @@
 """What the language model is made of, found by shape and by experiment, not by name."""
 
-from .language import Backbone, Sizes, model_class_of
+from .finding import model_class_of
+from .language import Backbone, Sizes
 from .layout import with_layouts
-from .probe import NotExpressibleError
-from .text_config import ConfigRejectedError
+from .text_config import ConfigRejectedError, NotExpressibleError
 from .twin import TWIN_OF
 from .units import Axis, Group, Segment, Site
+from .weights import refuse_offloaded
 
 
 __all__ = [
@@ -19,5 +20,6 @@ __all__ = [
     "Site",
     "Sizes",
     "model_class_of",
+    "refuse_offloaded",
     "with_layouts",
 ]

@@ -3,18 +3,19 @@
 import copy
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from torch import nn
-from transformers import AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..errors import UserInputError
-from .layer_lists import is_per_layer, layer_changes
-from .probe import Ground, NotExpressibleError, probe_channels, probe_heads
-from .skeleton import Shapes, count_backbone_parameters, count_parameters, shapes_of, skeleton
-from .text_config import ConfigRejectedError, edited, text_config
+from .finding import layer_lists
+from .layer_lists import layer_changes, outer_changes
+from .probe import Ground, probe_channels, probe_heads
+from .protection import beside_the_text, last_of_each_kind, layer_kinds, protected_layers
+from .skeleton import Shapes, count_backbone_parameters, count_parameters, first_difference, shapes_of, skeleton
+from .text_config import ConfigRejectedError, NotExpressibleError, edited, text_config
 from .twin import as_twin, twin_name
 from .units import Axis, Group
 
@@ -57,6 +58,7 @@ class Backbone:
         self.config = copy.deepcopy(config)
         self.head_unit = head_unit
         self.num_layers: int = text_config(config).num_hidden_layers
+        self._unlocated: dict[str, str] = {}
         self._skeleton = skeleton(model_class, config)
         self.shapes: Shapes = shapes_of(self._skeleton)
         self.layers_prefix = self._find_layers()
@@ -97,35 +99,49 @@ class Backbone:
         found, reasons = [], []
         for kind in ("heads", "channels"):
             try:
+                if kind in self._unlocated:
+                    raise NotExpressibleError(self._unlocated[kind])
                 found.append(getattr(self, kind))
             except NotExpressibleError as error:
                 reasons.append(f"{kind}: {error}")
         return found, reasons
 
+    def width_groups(self) -> tuple[list[Group], list[str]]:
+        """As `groups`, at least one. Raises UserInputError."""
+        found, reasons = self.groups()
+        if not found:
+            raise UserInputError(
+                f"no width of this architecture can be changed ({'; '.join(reasons)}): use method 'layer'."
+            )
+        return found, reasons
+
+    def without(self, unlocated: Mapping[str, str]) -> "Backbone":
+        """The same, but `groups` leaves out these kinds, whose layout is not known: kind to the reason."""
+        other = copy.copy(self)
+        other._unlocated = dict(unlocated)
+        return other
+
     @cached_property
     def protected_layers(self) -> dict[int, str]:
-        """Layers that must stay, with the reason."""
-        vision = getattr(self.config, "vision_config", None)
-        injected = len(getattr(vision, "deepstack_visual_indexes", None) or ())
-        injected = min(injected, self.num_layers)
-        protected = dict.fromkeys(range(injected), "vision features are added after it (DeepStack)")
-        if self._cross_attention_layers and 0 not in self._cross_attention_layers:
-            # Were a cross-attention layer the first, generation would take the image's length for that of the text.
-            protected.setdefault(0, "the length of the cached text is read from it, so it must be self-attention")
+        """Layers that must stay, whichever others go, with the reason."""
+        protected = protected_layers(self.config, self.num_layers)
+        last = self.num_layers - 1
+        try:
+            self._refuse_other_kinds(self.config_for_depth(last), range(last))
+        except NotExpressibleError as error:
+            protected.setdefault(last, f"without it, {error}")
+        except ConfigRejectedError:
+            pass
         return protected
+
+    def must_stay(self, removed: Collection[int]) -> dict[int, str]:
+        """Layers that must stay when `removed` go, with the reason: the protected, and one of every kind."""
+        return last_of_each_kind(self.layer_kinds, removed) | self.protected_layers
 
     @cached_property
     def layer_kinds(self) -> list[str]:
         """What each layer is, as far as the config tells by `layer_types` and cross-attention indexes."""
-        kinds = getattr(text_config(self.config), "layer_types", None)
-        if not is_per_layer("layer_types", kinds, self.num_layers):
-            kinds = ["decoder"] * self.num_layers
-        crossing = self._cross_attention_layers
-        return ["cross_attention" if i in crossing else kind for i, kind in enumerate(kinds[: self.num_layers])]
-
-    @property
-    def _cross_attention_layers(self) -> Sequence[int]:
-        return getattr(text_config(self.config), "cross_attention_layers", None) or ()
+        return layer_kinds(self.config, self.num_layers)
 
     def layer_of(self, tensor: str) -> int | None:
         """Index of the decoder layer that a tensor belongs to; None outside the layers."""
@@ -146,16 +162,16 @@ class Backbone:
 
     def config_for(self, sizes: Sizes) -> PreTrainedConfig:
         """The config of the pruned model. Raises ConfigRejectedError."""
-        changes = {}
+        changes, outer = {}, {}
         if len(sizes.kept_layers) < self.num_layers:
-            text = text_config(self.config).to_dict()
-            changes = layer_changes(text, self.num_layers, list(sizes.kept_layers))
-            changes["num_hidden_layers"] = len(sizes.kept_layers)
+            kept, text = list(sizes.kept_layers), text_config(self.config).to_dict()
+            changes = layer_changes(text, self.num_layers, kept) | {"num_hidden_layers": len(kept)}
+            outer = outer_changes(beside_the_text(self.config), self.num_layers, kept)
         if sizes.heads is not None:
             changes |= self.heads.values(sizes.heads)
         if sizes.channels is not None:
             changes |= self.channels.values(sizes.channels)
-        return edited(self.config, changes, as_twin if sizes.twin else None)
+        return edited(self.config, changes, as_twin if sizes.twin else None, outer)
 
     def intended_shapes(self, sizes: Sizes) -> Shapes:
         """Names and shapes that the sliced weights will have."""
@@ -172,13 +188,23 @@ class Backbone:
             NotExpressibleError: the config is rejected or builds other shapes than the slices have.
         """
         try:
-            model = skeleton(self.model_class, self.config_for(sizes))
+            config = self.config_for(sizes)
+            self._refuse_other_kinds(config, sizes.kept_layers)
+            model = skeleton(self.model_class, config)
         except (ConfigRejectedError, ValueError, RuntimeError, IndexError, KeyError) as error:
             raise NotExpressibleError(str(error)) from error
-        difference = _first_difference(self.intended_shapes(sizes), shapes_of(model))
+        difference = first_difference(self.intended_shapes(sizes), shapes_of(model))
         if difference:
             raise NotExpressibleError(difference)
         return model
+
+    def _refuse_other_kinds(self, config: PreTrainedConfig, kept: Sequence[int]) -> None:
+        """A config class may put a layer of its own choice last (Gemma 4). Raises NotExpressibleError."""
+        if len(kept) == self.num_layers:
+            return
+        for old, kind in zip(kept, layer_kinds(config, len(kept)), strict=True):
+            if kind != self.layer_kinds[old]:
+                raise NotExpressibleError(f"its config would make layer {old} one of kind '{kind}'")
 
     @cached_property
     def head_choices(self) -> dict[int, bool]:
@@ -211,7 +237,7 @@ class Backbone:
         return Ground(self.model_class, self.config, self.shapes, self.layers_prefix)
 
     def _find_layers(self) -> str:
-        found = _layer_lists(self._skeleton, self.num_layers)
+        found = layer_lists(self._skeleton, self.num_layers)
         if len(found) > 1:
             fewer = skeleton(self.model_class, self.config_for_depth(self.num_layers - 1))
             found = [name for name in found if len(fewer.get_submodule(name)) == self.num_layers - 1]
@@ -224,37 +250,3 @@ class Backbone:
     def config_for_depth(self, depth: int) -> PreTrainedConfig:
         """The config with only its first `depth` layers. Raises ConfigRejectedError."""
         return self.config_for(Sizes(tuple(range(depth))))
-
-
-def model_class_of(config: PreTrainedConfig) -> type[PreTrainedModel]:
-    """The class that `AutoModelForImageTextToText` builds for a config.
-
-    Raises:
-        UserInputError: the config is not one of a vision-language model.
-    """
-    mapping = AutoModelForImageTextToText._model_mapping
-    if type(config) not in mapping:
-        raise UserInputError(
-            f"model type '{config.model_type}' is not a vision-language model: "
-            "give one that AutoModelForImageTextToText loads."
-        )
-    return mapping[type(config)]
-
-
-def _layer_lists(model: PreTrainedModel, num_layers: int) -> list[str]:
-    decoder = model.get_decoder()
-    home = next(name for name, module in model.named_modules() if module is decoder)
-    return [
-        f"{home}.{name}".strip(".")
-        for name, module in decoder.named_modules()
-        if isinstance(module, nn.ModuleList)
-        and len(module) == num_layers
-        and all(any(isinstance(m, nn.Linear) for m in layer.modules()) for layer in module)
-    ]
-
-
-def _first_difference(intended: Shapes, built: Shapes) -> str | None:
-    for name in sorted(intended.keys() | built.keys()):
-        if intended.get(name) != built.get(name):
-            return f"{name} would be {intended.get(name)} but the edited config builds {built.get(name)}"
-    return None

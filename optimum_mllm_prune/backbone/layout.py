@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from .probe import NotExpressibleError, head_counts, head_dim
+from .probe import head_counts, head_dim
+from .text_config import NotExpressibleError
 from .units import Axis, Group, Segment, Site, layout_candidates
 
 
@@ -106,11 +107,17 @@ def _rows_that_write(model: PreTrainedModel, site: Site, axis: Axis, unit: int) 
 
 
 def _plain_tokens(model: PreTrainedModel) -> Tensor:
-    """Four token ids (1, 4) that stand for nothing special in the config."""
+    """Four token ids (1, 4), spread over the vocabulary, that stand for nothing special in the config.
+
+    Through an embedding of zeros, such as the rows that pad a vocabulary, no gradient would flow.
+    """
     special = {value for key, value in model.config.to_dict().items() if "token" in key and isinstance(value, int)}
-    vocabulary = model.get_input_embeddings().weight.shape[0]
-    plain = [i for i in range(vocabulary) if i not in special][-4:]
-    return torch.tensor([plain], device=model.get_input_embeddings().weight.device)
+    embeddings = model.get_input_embeddings().weight.detach()
+    plain = [i for i in embeddings.norm(dim=1).nonzero().flatten().tolist() if i not in special]
+    spread = [plain[len(plain) * part // 5] for part in (1, 2, 3, 4)] if plain else []
+    if len(set(spread)) < 4:
+        raise NotExpressibleError("fewer than four of its token embeddings are not zero, so no layout can be found")
+    return torch.tensor([spread], device=embeddings.device)
 
 
 class _Captured(Exception):

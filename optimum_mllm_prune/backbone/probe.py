@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from .skeleton import Shapes, shapes_of, skeleton
-from .text_config import ConfigRejectedError, edited, text_config, text_value
+from .text_config import ConfigRejectedError, NotExpressibleError, edited, text_config, text_value
 from .units import Axis, Group, Segment, Site
 
 
-class NotExpressibleError(Exception):
-    """The architecture's config cannot say what is wanted; the message is the reason, in one line."""
+# What configs call the width of the MLP.
+MLP_WIDTHS = ("intermediate_size", "ffn_dim")
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,16 @@ class Ground:
 
 
 def probe_channels(ground: Ground) -> Group:
-    """The MLP blocks that `intermediate_size` drives."""
-    width = text_value(ground.config, "intermediate_size")
+    """The MLP blocks that `intermediate_size`, or whatever the config calls it, drives."""
+    widths = {key: text_value(ground.config, key) for key in MLP_WIDTHS}
+    key = next((key for key, width in widths.items() if width is not None), None)
+    if key is None:
+        raise NotExpressibleError(f"its config has no MLP width under a known name ({', '.join(MLP_WIDTHS)})")
+    width = widths[key]
     if not isinstance(width, int) or isinstance(width, bool):
-        raise NotExpressibleError("its config has no single intermediate_size for all layers")
-    changes = ({"intermediate_size": n} for n in (width - _step(width), width // 2, width * 2))
-    return _probe(ground, "channels", {"intermediate_size": width}, width, "MLP channel", changes)
+        raise NotExpressibleError(f"its config has no single {key} for all layers")
+    changes = ({key: n} for n in (width - _step(width), width // 2, width * 2))
+    return _probe(ground, "channels", {key: width}, width, "MLP channel", changes)
 
 
 def probe_heads(ground: Ground, unit: str = "auto") -> Group:
@@ -125,23 +129,21 @@ def _driven_axes(ground: Ground, after: Shapes, kind: str, keys: dict[str, int],
                 raise NotExpressibleError(f"{name} does not go by {'/'.join(keys)} evenly")
             driven.append(Axis(name, dim, old, units, owned))
     if not driven:
-        raise NotExpressibleError(_ignored(ground.config, kind))
+        if kind == "heads":
+            raise NotExpressibleError(_derived_head_size(ground.config))
+        raise NotExpressibleError(f"{text_config(ground.config).model_type} ignores {'/'.join(keys)}")
     return driven
 
 
-def _ignored(config: PreTrainedConfig, kind: str) -> str:
+def _derived_head_size(config: PreTrainedConfig) -> str:
     model_type = text_config(config).model_type
-    if kind == "heads":
-        return f"{model_type} derives the head size as hidden_size / num_attention_heads, so heads cannot go alone"
-    return f"{model_type} ignores intermediate_size"
+    return f"{model_type} derives the head size as hidden_size / num_attention_heads, so heads cannot go alone"
 
 
 def _sites(ground: Ground, kind: str, driven: list[Axis]) -> tuple[Site, ...]:
     readers = [axis for axis in driven if _is_reader(ground, axis)]
     if kind == "heads":
-        expected = head_counts(ground.config)[0] * head_dim(ground.config)
-        if not readers or any(r.size != expected for r in readers):
-            raise NotExpressibleError(_ignored(ground.config, kind))
+        _refuse_other_head_sizes(ground.config, readers)
     sites = []
     for reader in readers:
         layer, home = _home(ground, reader.tensor)
@@ -154,6 +156,17 @@ def _sites(ground: Ground, kind: str, driven: list[Axis]) -> tuple[Site, ...]:
         sites.append(Site(prefix, layer, writers, replace(reader, segments=_contiguous(reader))))
     _refuse_homeless(driven, sites)
     return tuple(sorted(sites, key=lambda site: (site.layer is None, site.layer or 0)))
+
+
+def _refuse_other_head_sizes(config: PreTrainedConfig, readers: list[Axis]) -> None:
+    heads, size = head_counts(config)[0], head_dim(config)
+    if not readers:
+        raise NotExpressibleError(_derived_head_size(config))
+    for reader in readers:
+        if reader.size != heads * size:
+            raise NotExpressibleError(
+                f"its value heads have another size than head_dim: {reader.size / heads:g} instead of {size}"
+            )
 
 
 def _is_reader(ground: Ground, axis: Axis) -> bool:

@@ -6,6 +6,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from .text_config import text_config
+
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -21,6 +23,14 @@ def shapes_of(model: nn.Module) -> Shapes:
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
+def first_difference(intended: Shapes, built: Shapes) -> str | None:
+    """The first tensor that two models do not have alike, in words; None where there is none."""
+    for name in sorted(intended.keys() | built.keys()):
+        if intended.get(name) != built.get(name):
+            return f"{name} would be {intended.get(name)} but the edited config builds {built.get(name)}"
+    return None
+
+
 def count_parameters(*modules: nn.Module | None) -> int:
     """Number of distinct parameters below `modules`; a tied or shared tensor counts once."""
     distinct = {id(p): p.numel() for module in modules if module is not None for p in module.parameters()}
@@ -28,8 +38,19 @@ def count_parameters(*modules: nn.Module | None) -> int:
 
 
 def count_backbone_parameters(model: PreTrainedModel) -> int:
-    """Parameters of the language backbone: decoder, token embeddings and head (the paper's base of a ratio)."""
-    return count_parameters(model.get_decoder(), model.get_input_embeddings(), model.get_output_embeddings())
+    """Parameters of the language backbone: decoder, token embeddings and head (the paper's base of a ratio).
+
+    Where the decoder is the whole model (GIT), its parts with a config of another kind, the vision encoder, are none.
+    """
+    modules = (model.get_decoder(), model.get_input_embeddings(), model.get_output_embeddings())
+    return count_parameters(*modules) - count_parameters(*_strangers(model))
+
+
+def _strangers(model: PreTrainedModel) -> list[nn.Module]:
+    """Modules below the decoder that are built from another kind of config than the text's or the whole model's."""
+    own = (type(model.config), type(text_config(model.config)))
+    modules = [m for m in model.get_decoder().modules() if isinstance(getattr(m, "config", None), PreTrainedConfig)]
+    return [module for module in modules if not isinstance(module.config, own)]
 
 
 def attention_implementations(config: PreTrainedConfig) -> dict[str, str]:

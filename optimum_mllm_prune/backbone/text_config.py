@@ -15,6 +15,10 @@ class ConfigRejectedError(Exception):
     """The architecture's own config class refuses these values; the message is its reason, in one line."""
 
 
+class NotExpressibleError(Exception):
+    """The architecture's config cannot say what is wanted; the message is the reason, in one line."""
+
+
 def text_config(config: PreTrainedConfig) -> PreTrainedConfig:
     """The config of the decoder: a sub-config of `config`, or `config` itself when it is flat."""
     return config.get_text_config(decoder=True)
@@ -27,31 +31,51 @@ def text_path(config: PreTrainedConfig) -> tuple[str, ...]:
 
 
 def text_value(config: PreTrainedConfig, key: str) -> Any:
-    """Value of `key` under transformers' standard name; None where the text config has no such key."""
-    return getattr(text_config(config), key, None)
+    """Value of `key` under transformers' standard name; None where the text config has no such key.
+
+    Raises:
+        NotExpressibleError: each layer has a value of its own (`per_layer_config`).
+    """
+    text = text_config(config)
+    if text.attribute_map.get(key, key) in (text.per_layer_attributes or ()):
+        raise NotExpressibleError(f"its {key} differs between layers")
+    return getattr(text, key, None)
 
 
-def edited(config: PreTrainedConfig, changes: Mapping[str, Any], edit: TextEdit | None = None) -> PreTrainedConfig:
+def edited(
+    config: PreTrainedConfig,
+    changes: Mapping[str, Any],
+    edit: TextEdit | None = None,
+    outer: Mapping[str, Any] | None = None,
+) -> PreTrainedConfig:
     """Copy of `config` with `changes` (standard key to value) in its text part, as a reload from JSON will see it.
 
     Args:
         config: the config to start from; left as it is.
         changes: keys of the text config; mapped through `attribute_map` to the architecture's own names.
         edit: applied to the text part, a dict, after `changes`.
+        outer: values of keys that stand beside the text part.
 
     Raises:
         ConfigRejectedError: the config class does not accept the values.
     """
     # Every value, defaults included: another text model type has other defaults.
-    whole = json.loads(config.to_json_string(use_diff=False))
+    whole = _as_dict(config.to_json_string(use_diff=False)) | dict(outer or {})
     _replace_text_part(whole, config, changes, edit)
     try:
         once = type(config).from_dict(whole)
-        return type(config).from_dict(json.loads(once.to_json_string(use_diff=True)))
+        return type(config).from_dict(_as_dict(once.to_json_string(use_diff=True)))
     except (ValueError, TypeError, KeyError, AttributeError, IndexError, StrictDataclassError) as error:
         # A validator's message is wrapped; its last line is the reason, behind the name of the exception.
         reason = str(error).strip().splitlines()[-1].strip().removeprefix("ValueError: ")
         raise ConfigRejectedError(reason) from error
+
+
+def _as_dict(text: str) -> dict[str, Any]:
+    """The dict that JSON text stands for; transformers writes infinity as {"__float__": "Infinity"}."""
+    return json.loads(
+        text, object_hook=lambda found: float(found["__float__"]) if found.keys() == {"__float__"} else found
+    )
 
 
 def _replace_text_part(

@@ -53,6 +53,11 @@ class Batch:
     labels: Tensor
     modality: Tensor
 
+    @property
+    def answer_tokens(self) -> int:
+        """Tokens that the answer loss is the mean over: a row's first token is foretold by nothing."""
+        return int((self.labels[:, 1:] != IGNORED_LABEL).sum())
+
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "Batch":
         """The batch on `device`, with floating inputs such as pixel values in `dtype`, the model's."""
         return Batch(

@@ -9,7 +9,7 @@ from typing import Any
 import jinja2
 from transformers import BatchFeature, ProcessorMixin
 
-from ..errors import UserInputError
+from ..errors import UserInputError, first_line
 from .row_forms import Row
 
 
@@ -142,7 +142,7 @@ def _refusals_in_one_line(processor: ProcessorMixin) -> Iterator[None]:
     try:
         yield
     except (jinja2.TemplateError, ValueError, TypeError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        reason = first_line(error).rstrip(".")
         raise UserInputError(
             f"{type(processor).__name__} refuses a row ({reason}); leave such rows out or set another chat template."
         ) from error

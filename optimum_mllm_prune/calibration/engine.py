@@ -15,6 +15,10 @@ from transformers import PreTrainedModel
 from .batches import Batch
 
 
+# A power of two, so that only the exponents of gradients move.
+FLOAT16_LOSS_SCALE = 8192.0
+
+
 class Attachable(Protocol):
     """What the engine asks of an observer."""
 
@@ -41,7 +45,7 @@ def run_calibration(
         batches: calibration batches, moved to the model's device one at a time.
         observers: what listens.
         layers: the decoder layers.
-        backward: whether the answer loss is also differentiated.
+        backward: whether the answer loss, times `loss_scale(model)`, is also differentiated.
         total: number of batches, for the progress bar.
         gradient_checkpointing: recompute each decoder layer's activations in the backward pass.
     """
@@ -75,10 +79,18 @@ def answer_loss(model: PreTrainedModel, batch: Batch) -> Tensor:
     return cross_entropy(logits[answered].float(), targets[:, first:][answered])
 
 
+def loss_scale(model: PreTrainedModel) -> float:
+    """What the answer loss is multiplied by in backward passes: in float16 most gradients would be rounded to zero.
+
+    Source: Micikevicius et al., Mixed Precision Training (arXiv 1710.03740), section 3.2.
+    """
+    return FLOAT16_LOSS_SCALE if model.dtype == torch.float16 else 1.0
+
+
 def _pass(model: PreTrainedModel, batch: Batch, backward: bool) -> None:
     if backward:
         with torch.enable_grad():
-            answer_loss(model, batch).backward()
+            (answer_loss(model, batch) * loss_scale(model)).backward()
     else:
         with torch.no_grad():
             model(**batch.inputs, **_logits_to_keep(model, 1))

@@ -4,21 +4,24 @@ from typing import Any
 
 from transformers import AutoProcessor, ProcessorMixin
 
-from ..errors import UserInputError
+from ..errors import UserInputError, first_line
+from ..quiet import quiet
 
 
-def load_processor(model_id: str, **hub_kwargs: Any) -> ProcessorMixin:
+def load_processor(model_id: str, **hub: Any) -> ProcessorMixin:
     """The processor of a model, with image processing and tokenizer in one.
 
     Args:
         model_id: Hub id or local folder.
-        hub_kwargs: as in `from_pretrained`: `revision`, `token`, `cache_dir`, `trust_remote_code`.
+        hub: as in `from_pretrained`: `revision`, `token`, `cache_dir`.
 
     Raises:
-        UserInputError: there is no processor, or it needs a library that is not installed, such as torchvision.
+        UserInputError: there is no processor, it needs code of its own, or it needs a library that is not installed,
+            such as torchvision.
     """
     try:
-        processor = AutoProcessor.from_pretrained(model_id, **hub_kwargs)
+        with quiet():
+            processor = AutoProcessor.from_pretrained(model_id, **hub, trust_remote_code=False)
     except (ImportError, OSError, ValueError) as error:
         raise UserInputError(_line(model_id, error)) from error
     # transformers falls back to a bare tokenizer where it finds nothing else.
@@ -33,5 +36,9 @@ def _line(model_id: str, error: Exception) -> str:
             f"The processor of {model_id!r} needs torchvision, which is not installed; install the torchvision build "
             "that matches your torch."
         )
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return f"The processor of {model_id!r} cannot be loaded: {reason}"
+    if "trust_remote_code" in str(error):
+        return (
+            f"The processor of {model_id!r} needs code from its repository, which the pruned checkpoint would need "
+            "too; give a model whose processor transformers itself has a class for."
+        )
+    return f"The processor of {model_id!r} cannot be loaded: {first_line(error)}"

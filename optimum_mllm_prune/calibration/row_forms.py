@@ -62,6 +62,14 @@ def message_text(message: Mapping[str, Any]) -> str:
     return "".join(entry["text"] for entry in message["content"] if entry["type"] == "text")
 
 
+def has_images(raw: Mapping[str, Any]) -> bool:
+    """Whether a raw row has any image, in its columns or inside its turns; nothing is decoded."""
+    if _image_values(raw):
+        return True
+    turns = raw.get("messages") or raw.get("conversations") or []
+    return any(_embedded_images(turn.get("content")) for turn in turns if isinstance(turn, Mapping))
+
+
 def require_usable_columns(columns: list[str]) -> None:
     """Raise `UserInputError` when rows with these columns are in none of the accepted forms."""
     found = set(columns)
@@ -118,11 +126,12 @@ def _content(content: Any, row_index: int) -> list[dict[str, Any]]:
         return _split_at_markers(str(content))
     parts: list[dict[str, Any]] = []
     for entry in content:
-        kind = "text" if isinstance(entry, str) else entry.get("type")
+        entry = {"type": "text", "text": entry} if isinstance(entry, str) else entry
+        kind = entry.get("type") if isinstance(entry, Mapping) else type(entry).__name__
         if kind == "image":
             parts.append({"type": "image"})
-        elif kind == "text":
-            parts += _split_at_markers(entry if isinstance(entry, str) else entry.get("text") or "")
+        elif kind == "text" and isinstance(entry.get("text") or "", str):
+            parts += _split_at_markers(entry.get("text") or "")
         else:
             raise UserInputError(f"Row {row_index} has content of type {kind!r}; only image and text can be used.")
     return parts

@@ -10,7 +10,7 @@ from datasets import Dataset, IterableDataset
 from PIL import Image
 
 from ..errors import UserInputError
-from .row_forms import Row, normalize_row, require_usable_columns
+from .row_forms import Row, has_images, normalize_row, require_usable_columns
 from .sources import DatasetLike, open_source
 
 
@@ -38,6 +38,25 @@ class Rows(Sequence[Row]):
             return [self[i] for i in range(*position.indices(len(self)))]
         index = self._indices[position]
         return normalize_row(_raw_row(self._raw, index), index, self._folder)
+
+    def take(self, positions: Sequence[int]) -> "Rows":
+        """Some of the rows, in the given order, still undecoded."""
+        return Rows(self._raw, [self._indices[position] for position in positions], self._folder)
+
+    def raw(self, position: int) -> Mapping[str, Any]:
+        """A row as it came, images still encoded. Raises UserInputError where it is no row."""
+        return _raw_row(self._raw, self._indices[position])
+
+    def have_images(self) -> list[bool]:
+        """For each row whether it has any image; nothing is decoded."""
+        return [has_images(_raw_row(self._raw, index)) for index in self._indices]
+
+    def column(self, name: str) -> list[Any]:
+        """One column of all rows as it came. Raises UserInputError where a row has none."""
+        values = [_raw_row(self._raw, index).get(name) for index in self._indices]
+        if any(value is None for value in values):
+            raise UserInputError(f"The dataset has no column {name!r} in every row; name one that it has.")
+        return values
 
 
 def open_rows(

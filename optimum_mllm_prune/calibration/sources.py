@@ -9,7 +9,8 @@ from typing import Any
 import datasets
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 
-from ..errors import UserInputError
+from ..errors import UserInputError, first_line
+from ..quiet import quiet
 
 
 DatasetLike = str | Path | Dataset | DatasetDict | IterableDataset | IterableDatasetDict | Sequence[Mapping[str, Any]]
@@ -44,6 +45,13 @@ def open_source(
     """
     if not isinstance(dataset, str | Path):
         return Source(_choose_split(dataset, split))
+    with quiet():
+        return _open_named(dataset, split, revision, token, cache_dir)
+
+
+def _open_named(
+    dataset: str | Path, split: str | None, revision: str | None, token: str | bool | None, cache_dir: str | None
+) -> Source:
     path = Path(dataset).expanduser()
     if path.is_dir():
         return _open_folder(path, split, cache_dir)
@@ -71,7 +79,7 @@ def _choose_split(found: Any, split: str | None) -> Any:
 def _open_folder(folder: Path, split: str | None, cache_dir: str | None) -> Source:
     """A `save_to_disk` folder, data files beside images, or an imagefolder."""
     if (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
-        return Source(_choose_split(datasets.load_from_disk(str(folder)), split), folder)
+        return Source(_choose_split(_open_saved(folder), split), folder)
     files = _data_files(folder)
     if not files:
         return Source(_choose_split(_open_imagefolder(folder, cache_dir), split), folder)
@@ -80,6 +88,15 @@ def _open_folder(folder: Path, split: str | None, cache_dir: str | None) -> Sour
         by_split.setdefault(_split_of(path), []).append(path)
     chosen = _choose_split(by_split, split)
     return Source(_read_files(chosen, cache_dir), chosen[0].parent)
+
+
+def _open_saved(folder: Path) -> Dataset | DatasetDict:
+    try:
+        return datasets.load_from_disk(str(folder))
+    except (datasets.exceptions.DatasetsError, OSError, ValueError, LookupError, TypeError, AttributeError):
+        raise UserInputError(
+            f"Dataset folder {folder.name!r} is damaged or incomplete; write it again with save_to_disk."
+        ) from None
 
 
 def _data_files(folder: Path) -> list[Path]:
@@ -139,7 +156,14 @@ def _read_parquet(paths: list[Path], cache_dir: str | None) -> Dataset:
 
 def _read_json(path: Path) -> list[Any]:
     """A JSON array's items, or the lines of a JSON-lines file; lines are parsed when they are drawn."""
-    text = path.read_text(encoding="utf-8-sig")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise UserInputError(f"Dataset file {path.name!r} is not UTF-8 text; save it as UTF-8.") from None
+    except OSError as error:
+        raise UserInputError(
+            f"Dataset file {path.name!r} cannot be read ({error.strerror}); change its rights or give another."
+        ) from None
     if not text.lstrip().startswith("["):
         return [line for line in text.split("\n") if line.strip()]
     try:
@@ -174,7 +198,7 @@ def _open_hub(
 
 
 def _hub_line(name: str, error: Exception) -> str:
-    reason = str(error).strip().splitlines()[0]
+    reason = first_line(error)
     if "Config name is missing" in reason:
         return f"Dataset {name!r} has several configurations; name one as '{name}:CONFIGURATION'."
     return f"Dataset {name!r} cannot be read from the Hub ({reason}); give another or a local folder."

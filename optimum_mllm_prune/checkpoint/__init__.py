@@ -1,19 +1,21 @@
 """Atomic saving, verification in a fresh process, report and model card."""
 
+from ..errors import VerificationError
 from .atomic import atomic_folder, check_output
 from .card import CARD_NAME, license_of, model_card
-from .hub import upload
+from .hub import check_repo_id, upload
 from .report import REPORT_NAME, PruningReport, environment, peak_memory, weight_bytes
+from .trial import generation_can_be_compared, trial_inputs
 from .verification import (
     Reference,
     Verification,
-    VerificationError,
     auto_class,
     generation_is_consistent,
     reference_of,
     special_tokens,
     verify,
 )
+from .writing import write_checkpoint, write_plan
 
 
 __all__ = [
@@ -26,14 +28,19 @@ __all__ = [
     "atomic_folder",
     "auto_class",
     "check_output",
+    "check_repo_id",
     "environment",
+    "generation_can_be_compared",
     "generation_is_consistent",
     "license_of",
     "model_card",
     "peak_memory",
     "reference_of",
     "special_tokens",
+    "trial_inputs",
     "upload",
     "verify",
     "weight_bytes",
+    "write_checkpoint",
+    "write_plan",
 ]

@@ -2,32 +2,40 @@
 
 import os
 import shutil
+import signal
 import tempfile
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..errors import UserInputError
 
 
-def check_output(output: str | Path, overwrite: bool, needed_bytes: int = 0) -> Path:
+def check_output(
+    output: str | Path, overwrite: bool, needed_bytes: int = 0, sources: Iterable[str | Path | None] = ()
+) -> Path:
     """The output folder, if it can be written; nothing is created.
 
     Args:
         output: where the checkpoint is to lie.
         overwrite: whether an existing folder may be replaced.
         needed_bytes: what will be written.
+        sources: what the run reads, as far as it is local: none of it may lie in the folder that is replaced.
 
     Raises:
-        UserInputError: it exists, cannot be written, or the disk has too little room.
+        UserInputError: it exists, holds a source, cannot be written, or the disk has too little room.
     """
     output = Path(output)
     try:
         exists = output.exists()
     except OSError as error:
         raise UserInputError(f"'{output}' cannot be written ({error.strerror}): choose another name.") from error
+    if output.is_symlink() and not exists:
+        raise UserInputError(f"'{output}' is a link to nothing: remove it or name another folder.")
     if exists and not output.is_dir():
         raise UserInputError(f"'{output}' is a file: name a folder for the output.")
+    _refuse_sources(output, sources)
     if exists and any(output.iterdir()) and not overwrite:
         raise UserInputError(f"'{output}' exists already: name another folder, or add --overwrite to replace it.")
     if output.resolve() in (Path.cwd(), *Path.cwd().parents):
@@ -61,10 +69,41 @@ def atomic_folder(output: Path) -> Iterator[Path]:
     try:
         yield temporary
         _open_up(temporary)
-        _replace(temporary, output)
+        with _whole(f"'{output}' is complete"):
+            _replace(temporary, output)
+    except BaseException:
+        with _whole():
+            shutil.rmtree(temporary, ignore_errors=True)
+            _remove_empty(absent)
+        raise
+
+
+def _refuse_sources(output: Path, sources: Iterable[str | Path | None]) -> None:
+    for source in sources:
+        path = Path(source or "").expanduser()
+        if not source or not path.exists():
+            continue
+        # A link in the output is lost as well as what lies there.
+        for found in (Path(os.path.abspath(path)), path.resolve()):
+            if found.is_relative_to(output.resolve()):
+                raise UserInputError(f"'{output}' holds '{source}', which this run reads: name another folder.")
+
+
+@contextmanager
+def _whole(done: str = "") -> Iterator[None]:
+    """A few quick steps that Ctrl-C must not cut in two: it is raised after them, and says what is `done`."""
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    received = []
+    signal.signal(signal.SIGINT, lambda *_: received.append(True))
+    try:
+        yield
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        _remove_empty(absent)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if received:
+        raise KeyboardInterrupt(*[done] if done else [])
 
 
 def _remove_empty(folders: Sequence[Path]) -> None:

@@ -5,20 +5,23 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard, ModelCardData
+import yaml
+from huggingface_hub import ModelCard, ModelCardData, hf_hub_download, metadata_load
 from huggingface_hub.errors import HfHubHTTPError
-from huggingface_hub.utils import HFValidationError
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FunctionLoader, StrictUndefined
 
 from ..importance import METRICS
 from ..planning import PruningPlan
+from ..quiet import quiet
 from .report import PruningReport
 
 
 CARD_NAME = "README.md"
 
 
-def model_card(name: str, plan: PruningPlan, report: PruningReport, license: str | None) -> ModelCard:
+def model_card(
+    name: str, plan: PruningPlan, report: PruningReport, license: str | None, with_scores: bool = True
+) -> ModelCard:
     """The card of a pruned checkpoint.
 
     Args:
@@ -26,6 +29,7 @@ def model_card(name: str, plan: PruningPlan, report: PruningReport, license: str
         plan: what was removed.
         report: the figures.
         license: of the base model; None where it is not known.
+        with_scores: whether the scores lie beside it.
     """
     base = plan.model.get("base_model")
     data = ModelCardData(
@@ -36,26 +40,43 @@ def model_card(name: str, plan: PruningPlan, report: PruningReport, license: str
         license=license,
         tags=["optimum", "mllm-prune", "pruning", f"{plan.method}-pruning"],
     )
-    template = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
-    source = files(__package__).joinpath("card.md.jinja").read_text(encoding="utf-8")
     metric = METRICS.get(plan.importance, {}).get(plan.method)
-    body = template.from_string(source).render(
+    body = rendered(
+        "card.md.jinja",
         name=name,
         plan=asdict(plan),
         report=asdict(report),
+        verification=asdict(report.verification),
         base=base,
         by_weights=metric is not None and metric.needs == "weights",
         dataset=plan.config.get("dataset"),
+        with_scores=with_scores,
     )
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}")
 
 
+def rendered(template: str, **values: Any) -> str:
+    """One of the templates beside this file with its values filled in; a value that is not given is an error."""
+    home = files(__package__)
+    loader = FunctionLoader(lambda name: home.joinpath(name).read_text(encoding="utf-8"))
+    environment = Environment(
+        loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+    return environment.get_template(template).render(**values)
+
+
 def license_of(model_id: str, **hub: Any) -> str | None:
-    """License that the base model's own card states; None where there is no card or it cannot be fetched."""
+    """License that the base model's own card states; None where there is no readable card.
+
+    Args:
+        model_id: Hub id or local folder.
+        hub: `revision`, `token`, `cache_dir`.
+    """
     folder = Path(model_id)
-    if folder.is_dir() and not (folder / CARD_NAME).is_file():
-        return None
     try:
-        return ModelCard.load(folder / CARD_NAME if folder.is_dir() else model_id, **hub).data.license
-    except (OSError, ValueError, HfHubHTTPError, HFValidationError):
+        with quiet():
+            card = folder / CARD_NAME if folder.is_dir() else hf_hub_download(model_id, CARD_NAME, **hub)
+            stated = (metadata_load(card) or {}).get("license")
+    except (OSError, ValueError, HfHubHTTPError, yaml.YAMLError):
         return None
+    return stated if isinstance(stated, str) else None

@@ -6,11 +6,14 @@ safetensors are imported here: in that process an import of `optimum_mllm_prune`
 
 import json
 import sys
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 import transformers
 from safetensors.torch import load_file
+from torch import nn
 
 
 PACKAGE = "optimum_mllm_prune"
@@ -37,20 +40,22 @@ def main(job_file: str) -> None:
         job["checkpoint"],
         dtype=getattr(torch, job["dtype"]),
         attn_implementation=job["attention"],
+        device_map=job["device_map"],
         output_loading_info=True,
     )
-    model = aligned(model.eval().to(job["device"]))
+    model = aligned(model.eval())
     found = {key: sorted(str(name) for name in report[key]) for key in ("missing_keys", "unexpected_keys")}
     found["missing_keys"] += sorted(str(name) for name in report["mismatched_keys"])
     found["model_class"] = type(model).__name__
     found["parameters"] = sum(p.numel() for p in model.parameters())
     if job["processor"]:
         found["processor_class"] = type(transformers.AutoProcessor.from_pretrained(job["checkpoint"])).__name__
-    tensors = {name: tensor.to(job["device"]) for name, tensor in load_file(job["tensors"]).items()}
+    tensors = {name: tensor.to(model.device) for name, tensor in load_file(job["tensors"]).items()}
     inputs = {name.removeprefix("inputs."): t for name, t in tensors.items() if name.startswith("inputs.")}
     found["max_abs_logit_difference"] = logit_difference(model, inputs, tensors["logits"])
     if job["new_tokens"]:
-        found["generation"] = generate_both_ways(model, inputs, job["special_tokens"], job["new_tokens"])
+        layers = model.get_submodule(job["layers"])
+        found["generation"] = generate_both_ways(model, layers, inputs, job["special_tokens"], job["new_tokens"])
     found["without_package"] = PACKAGE not in sys.modules
     with open(job["findings"], "w", encoding="utf-8") as out:
         json.dump(found, out)
@@ -76,35 +81,93 @@ def logit_difference(model: Any, inputs: dict[str, torch.Tensor], expected: torc
 
 @torch.no_grad()
 def generate_both_ways(
-    model: Any, inputs: dict[str, torch.Tensor], special_tokens: list[int], new_tokens: int
+    model: Any, layers: nn.ModuleList, inputs: dict[str, torch.Tensor], special_tokens: list[int], new_tokens: int
 ) -> dict[str, Any]:
-    """Greedy generation with and without a cache, special tokens suppressed.
+    """Greedy generation with and without a cache, special tokens suppressed, computed in float32.
 
     Returns:
-        "tokens" with the cache (rows, new_tokens); "equal": the same without; "difference": the largest difference of
-        the logits behind them, as a share of the largest logit, up to the first token that differs. Both ways round
-        differently, so two tokens may rightly differ where their logits tie.
+        "equal": whether both ways give the same tokens; "difference": the largest difference of the logits behind
+        them, up to the first token that differs; "gap": how far the two tokens' logits lie apart where they first
+        differ, 0 where none does. Both are shares of the largest logit.
     """
-    ways = []
-    for use_cache in (True, False):
-        ways.append(
-            model.generate(
-                **inputs,
-                do_sample=False,
-                num_beams=1,
-                use_cache=use_cache,
-                min_new_tokens=new_tokens,
-                max_new_tokens=new_tokens,
-                suppress_tokens=special_tokens,
-                return_dict_in_generate=True,
-                output_logits=True,
-            )
-        )
-    cached, plain = (way.sequences[:, -new_tokens:] for way in ways)
-    same_so_far = torch.cat([torch.ones_like(cached[:, :1]), (cached == plain).long().cumprod(dim=1)[:, :-1]], dim=1)
-    first, second = (torch.stack(way.logits, dim=1).float() for way in ways)
-    difference = (first - second).abs().amax(dim=-1)[same_so_far.bool()].max() / second.abs().max()
-    return {"tokens": cached.tolist(), "equal": bool(torch.equal(cached, plain)), "difference": difference.item()}
+    options = {"do_sample": False, "num_beams": 1, "min_new_tokens": new_tokens, "max_new_tokens": new_tokens}
+    options |= {"suppress_tokens": special_tokens, "return_dict_in_generate": True, "output_logits": True}
+    inputs = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in inputs.items()}
+    with in_float32(model, layers):
+        cached, plain = (model.generate(**inputs, **options, use_cache=use_cache) for use_cache in (True, False))
+    tokens, others = (way.sequences[:, -new_tokens:] for way in (cached, plain))
+    logits, expected = (torch.stack(way.logits, dim=1).float() for way in (cached, plain))
+    same = (tokens == others).long().cumprod(dim=1).bool()
+    reached = torch.cat([torch.ones_like(same[:, :1]), same[:, :-1]], dim=1)
+    chosen, other = (expected.gather(-1, ids.unsqueeze(-1)).squeeze(-1) for ids in (others, tokens))
+    largest = expected.abs().max()
+    return {
+        "equal": bool(same.all()),
+        "difference": ((logits - expected).abs().amax(dim=-1)[reached].max() / largest).item(),
+        "gap": ((chosen - other)[reached].max() / largest).item(),
+    }
+
+
+@contextmanager
+def in_float32(model: Any, layers: Iterable[nn.Module]) -> Iterator[None]:
+    """Inside, a model of any number format computes in float32.
+
+    Rounding to bfloat16 moves logits as far as a cache that has lost a layer's past does; in float32 the two lie
+    orders of magnitude apart. Of the decoder's layers only the one that runs is widened, so that memory does not
+    double.
+    """
+    inside = {id(tensor) for layer in layers for tensor in _floats(layer)}
+    with ExitStack() as stack:
+        stack.enter_context(_without_flash_attention(model))
+        stack.enter_context(_widened([tensor for tensor in _floats(model) if id(tensor) not in inside]))
+        for layer in layers:
+            stack.enter_context(_widened_while_it_runs(layer))
+        yield
+
+
+@contextmanager
+def _widened_while_it_runs(layer: nn.Module) -> Iterator[None]:
+    running = ExitStack()
+    hooks = (
+        layer.register_forward_pre_hook(lambda *_: running.enter_context(_widened(_floats(layer)))),
+        layer.register_forward_hook(lambda *_: running.close(), always_call=True),
+    )
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextmanager
+def _widened(tensors: list[torch.Tensor]) -> Iterator[None]:
+    narrow = [tensor.data for tensor in tensors]
+    for tensor in tensors:
+        tensor.data = tensor.data.float()
+    try:
+        yield
+    finally:
+        for tensor, data in zip(tensors, narrow, strict=True):
+            tensor.data = data
+
+
+@contextmanager
+def _without_flash_attention(model: Any) -> Iterator[None]:
+    """Its kernels know no float32."""
+    parts = {"": model.config} | {name: getattr(model.config, name, None) for name in model.config.sub_configs}
+    before = {name: part._attn_implementation for name, part in parts.items() if part is not None}
+    other = {name: "eager" if "flash" in str(kind) else kind for name, kind in before.items()}
+    if other != before:
+        model.set_attn_implementation(other)
+    try:
+        yield
+    finally:
+        if other != before:
+            model.set_attn_implementation(before)
+
+
+def _floats(module: nn.Module) -> list[torch.Tensor]:
+    return [tensor for tensor in (*module.parameters(), *module.buffers()) if tensor.is_floating_point()]
 
 
 if __name__ == "__main__":

@@ -5,10 +5,11 @@ Only light imports here: Ctrl-C while torch is being imported ends like any othe
 
 import errno
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ..errors import UserInputError
+from ..errors import UserInputError, VerificationError, is_out_of_memory
 
 
 INTERRUPTED = 130
@@ -24,41 +25,48 @@ def exit_codes(program: str, debug: bool) -> Iterator[None]:
 
     Args:
         program: named at the start of the line.
-        debug: let exceptions through, with their traceback.
+        debug: print the traceback before the line.
     """
     try:
         yield
-    except KeyboardInterrupt:
-        _end(program, "interrupted; nothing was kept", INTERRUPTED)
+    except KeyboardInterrupt as error:
+        # Where something was kept after all, the stage that kept it says so.
+        _end(program, f"interrupted; {str(error) or 'nothing was kept'}", INTERRUPTED)
     except Exception as error:
         if debug:
-            raise
+            traceback.print_exc()
         _end(program, *_told(error))
 
 
 def _told(error: Exception) -> tuple[str, int]:
-    from ..checkpoint import VerificationError
-
     if isinstance(error, UserInputError):
         return str(error), 2
     if is_out_of_memory(error):
         return OUT_OF_MEMORY, 2
-    if (isinstance(error, OSError) and error.errno == errno.ENOSPC) or "No space left on device" in str(error):
+    if _is_disk_full(error):
         return "the disk is full: free some room or choose another folder; nothing was kept", 2
     if isinstance(error, PermissionError):
-        return f"'{error.filename}' cannot be written: choose a folder that you may write to", 2
+        return f"you have no right to open '{error.filename}': give another, or change its rights", 2
     if isinstance(error, VerificationError):
         return f"{error}; nothing was kept", 1
     return f"{type(error).__name__}: {' '.join(str(error).split())} (--debug shows the traceback)", 1
 
 
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether a device or the machine has run out of memory; the CPU allocator raises a plain RuntimeError."""
-    import torch
-
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+def _is_disk_full(error: Exception) -> bool:
+    """Whether the disk or the user's share of it is used up; safetensors says so in words alone."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    return any(words in str(error) for words in ("No space left on device", "quota exceeded"))
 
 
 def _end(program: str, line: str, code: int) -> None:
+    _close_bars()
     print(f"{program}: error: {line}", file=sys.stderr)
     raise SystemExit(code)
+
+
+def _close_bars() -> None:
+    """End the lines of progress bars that an exception left open, or the error would stand behind one of them."""
+    bars = getattr(sys.modules.get("tqdm"), "tqdm", None)
+    for bar in list(getattr(bars, "_instances", ())):
+        bar.close()

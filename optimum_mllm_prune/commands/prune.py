@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from argparse import SUPPRESS, ArgumentParser, ArgumentTypeError, RawDescriptionHelpFormatter
+from argparse import ArgumentParser, ArgumentTypeError, RawDescriptionHelpFormatter
 from pathlib import Path
-from typing import Any
 
 from optimum.commands.base import BaseOptimumCLICommand, CommandInfo
+
+from .flags import add_flag, add_hub_flags, add_loading_flags, prepare
 
 
 DESCRIPTION = """\
@@ -21,6 +22,8 @@ examples:
     optimum-cli mllm-prune --model llava-hf/llava-1.5-7b-hf out --ratio 0.3 --dataset my_rows
   five layers, sizes only, nothing loaded:
     optimum-cli mllm-prune --model llava-hf/llava-1.5-7b-hf --dry-run --num-layers 5
+  15 %%, then train adapters on 5 %% of the rows, in one go:
+    optimum-cli mllm-prune --model llava-hf/llava-1.5-7b-hf --dataset rows --recover lora --recover-set fraction=0.05
   another ratio from the same calibration:
     optimum-cli mllm-prune --model llava-hf/llava-1.5-7b-hf out40 --ratio 0.4 --scores out
 
@@ -36,14 +39,13 @@ class MLLMPruneCommand(BaseOptimumCLICommand):
     def parse_args(parser: ArgumentParser) -> None:
         """Add the arguments to the parser that optimum-cli hands over."""
         parser.formatter_class = RawDescriptionHelpFormatter
-        parser.description, parser.epilog, parser.allow_abbrev = DESCRIPTION, EXAMPLES.replace("%%", "%"), False
-        # A wrong flag is told in one line, like every other mistake.
-        parser.error = lambda message: parser.exit(2, f"{parser.prog}: error: {message}\n")
+        prepare(parser, DESCRIPTION, EXAMPLES)
         _add_main(parser)
         _add_importance(parser)
         _add_plan(parser)
+        _add_recovery(parser)
         _add_loading(parser)
-        _add_hub(parser)
+        add_hub_flags(parser)
 
     def run(self) -> None:
         """Prune; ends the process with the command's exit code."""
@@ -82,8 +84,10 @@ def _add_main(parser: ArgumentParser) -> None:
     group.add_argument(
         "--ratio", type=float, help="share of the language backbone's parameters to remove (default 0.15)"
     )
-    _flag(group, "--num-layers", type=int, help="number of decoder layers to remove")
-    _flag(group, "--target-params", type=parameter_count, help="parameters of the whole model afterwards, such as 5B")
+    add_flag(group, "--num-layers", type=int, help="number of decoder layers to remove")
+    add_flag(
+        group, "--target-params", type=parameter_count, help="parameters of the whole model afterwards, such as 5B"
+    )
     group.add_argument(
         "--overwrite", action="store_true", help="replace the output folder when the new one is complete"
     )
@@ -100,33 +104,33 @@ def _add_importance(parser: ArgumentParser) -> None:
         "--dataset",
         help="calibration rows: folder (save_to_disk, imagefolder, json or parquet with images), file, or Hub id",
     )
-    _flag(group, "--dataset-split", help="split of the data set (default: train)")
-    _flag(group, "--num-samples", type=int, help="calibration rows (default: 10 for gradients, 50 for activations)")
-    _flag(group, "--batch-size", type=int, help="rows a pass (default: all for taylor, else 8)")
-    _flag(group, "--gradient-checkpointing", action="store_true", help="less memory, more time in gradient metrics")
+    add_flag(group, "--dataset-split", help="split of the data set (default: train)")
+    add_flag(group, "--num-samples", type=int, help="calibration rows (default: 10 for gradients, 50 for activations)")
+    add_flag(group, "--batch-size", type=int, help="rows a pass (default: all for taylor, else 8)")
+    add_flag(group, "--gradient-checkpointing", action="store_true", help="less memory, more time in gradient metrics")
     group.add_argument("--seed", type=int, default=42, help="seed of every random choice (default 42)")
     group.add_argument("--scores", help="scores of an earlier run (folder or file): no calibration is needed")
 
 
 def _add_plan(parser: ArgumentParser) -> None:
     group = parser.add_argument_group("plan")
-    _flag(group, "--dry-run", action="store_true", help="plan and show sizes; write plan and scores but no model")
+    add_flag(group, "--dry-run", action="store_true", help="plan and show sizes; write plan and scores but no model")
     group.add_argument("--plan", help="carry out a pruning_plan.json (file or folder) instead of making one")
-    _flag(group, "--head-unit", default="auto", help="remove heads by group, query, or auto (default)")
-    _flag(
+    add_flag(group, "--head-unit", default="auto", help="remove heads by group, query, or auto (default)")
+    add_flag(
         group,
         "--head-share",
         type=float,
         default=1.0,
         help="how fast heads go compared with MLP channels: 1 evenly, as in the paper (default), 0 not at all",
     )
-    _flag(
+    add_flag(
         group,
         "--channel-multiple",
         type=int,
         help="MLP widths become a multiple of this (default: 64 or what divides)",
     )
-    _flag(
+    add_flag(
         group,
         "--protect-layers",
         type=int,
@@ -134,7 +138,7 @@ def _add_plan(parser: ArgumentParser) -> None:
         metavar="LAYER",
         help="layers that must stay (method layer)",
     )
-    _flag(
+    add_flag(
         group,
         "--no-twin",
         action="store_true",
@@ -142,26 +146,24 @@ def _add_plan(parser: ArgumentParser) -> None:
     )
 
 
+def _add_recovery(parser: ArgumentParser) -> None:
+    group = parser.add_argument_group("recovery, as by mllm-recover, with the unpruned model as the teacher")
+    group.add_argument(
+        "--recover",
+        choices=("none", "projector", "lora", "full"),
+        default="none",
+        help="train after pruning, so that the output is the recovered checkpoint: what trains, or none (default)",
+    )
+    add_flag(group, "--recover-dataset", help="rows to train on (default: those of --dataset)")
+    add_flag(group, "--recover-config", help="YAML file with any key of RecoveryArguments: loss, fraction, ...")
+    add_flag(group, "--recover-set", nargs="+", default=[], metavar="KEY=VALUE", help="any such key by itself")
+
+
 def _add_loading(parser: ArgumentParser) -> None:
-    group = parser.add_argument_group("loading")
-    group.add_argument("--dtype", default="auto", help="auto (as saved), float32, bfloat16 or float16")
-    group.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: cuda if there is one)")
-    _flag(group, "--device-map", help="spread the model over devices, as in from_pretrained (auto, balanced, ...)")
-    group.add_argument("--revision", help="branch, tag or commit of the model")
-    _flag(group, "--trust-remote-code", action="store_true", help="run code from the model's repository")
-    group.add_argument("--token", help="Hub token (never written down)")
-    _flag(group, "--cache-dir", help="folder of downloaded files")
-    group.add_argument("--debug", action="store_true", help="show the traceback of an error")
-
-
-def _add_hub(parser: ArgumentParser) -> None:
-    group = parser.add_argument_group("hub")
-    _flag(group, "--push-to-hub", action="store_true", help="upload the verified checkpoint in one commit")
-    _flag(group, "--repo-id", help="repository to push to")
-    group.add_argument("--private", action="store_true", help="make the repository private")
-
-
-def _flag(group: ArgumentParser, name: str, **options: Any) -> None:
-    """Add a flag in both spellings, of which --help shows one: optimum mixes - and _."""
-    group.add_argument(name, **options)
-    group.add_argument("--" + name[2:].replace("-", "_"), **{**options, "default": SUPPRESS, "help": SUPPRESS})
+    group = add_loading_flags(parser)
+    add_flag(
+        group,
+        "--trust-remote-code",
+        action="store_true",
+        help="changes nothing: code from the model's repository is never run, since the result must load without it",
+    )

@@ -1,10 +1,8 @@
 """What `optimum-cli mllm-prune` does: its mistakes first, then the way from model to checkpoint."""
 
-import os
-import shlex
-import sys
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,120 +11,85 @@ from transformers import PreTrainedConfig
 
 from ..backbone import Backbone, model_class_of
 from ..calibration.rows import load_rows
-from ..checkpoint import atomic_folder, check_output, upload
+from ..checkpoint import atomic_folder, check_output, upload, write_plan
 from ..configuration import PruningConfig
 from ..errors import UserInputError
-from ..importance import METRICS, Scores
-from ..loading import load_config, public_name
+from ..importance import METRICS, SCORES_NAME, Scores
+from ..loading import check_device, load_config, public_name
 from ..planning import PruningPlan, account
 from ..pruner import MLLMPruner
+from .command_line import command_line, last_part
+from .prune_flags import DEFAULTS, PATHS, SOURCES, refuse_contradictions, refuse_idle_flags
+from .prune_recover import is_staged, recover_staged, staged_folder, training_arguments
 from .summary import plan_table, report_table
 
 
-SIZE = ("ratio", "num_layers", "target_params")
-CALIBRATION = ("dataset", "dataset_split", "num_samples", "batch_size", "gradient_checkpointing")
-WIDTH_ONLY = ("head_unit", "head_share", "channel_multiple", "no_twin")
-LAYER_ONLY = ("protect_layers",)
-# What a flag is when it was not given; None where not named.
-DEFAULTS = {
-    "method": "auto",
-    "head_unit": "auto",
-    "head_share": 1.0,
-    "no_twin": False,
-    "gradient_checkpointing": False,
-    "dry_run": False,
-    "seed": 42,
-}
 DEFAULT_DATASET = "HuggingFaceH4/llava-instruct-mix-vsft"
 
 
 def run(args: Namespace) -> None:
     """Carry out the command. Raises UserInputError and what the stages raise."""
-    _refuse_contradictions(args)
-    output = check_output(args.output or _default_output(args.model), args.overwrite)
-    hub = _hub_options(args)
+    refuse_contradictions(args)
     plan = PruningPlan.load(args.plan) if args.plan else None
     config = PruningConfig.from_dict(plan.config) if plan else _pruning_config(args)
-    scores = Scores.load(args.scores) if args.scores else None
-    _refuse_idle_flags(args, config)
+    scores = _scores(args)
+    sizes_only = args.dry_run and not plan and not scores and _needs_unnamed_data(args, config)
+    refuse_idle_flags(args, config, sizes_only)
+    sources = [getattr(args, name) for name in SOURCES]
+    output = None if sizes_only else check_output(_output(args), args.overwrite, sources=sources)
+    check_device(args.device)
+    hub = {key: getattr(args, key) for key in ("revision", "token", "cache_dir")}
     model_config = load_config(args.model, **hub)
-    if args.dry_run and not plan and not scores and _needs_unnamed_data(args, config):
+    if args.trust_remote_code:
+        print(
+            "--trust-remote-code: no code from the model's repository is run, since the result must load without it."
+        )
+    if sizes_only:
         _show_sizes(model_config, config)
         return
-    rows = None if plan or scores else _calibration_rows(args, config)
-    pruner = MLLMPruner.from_pretrained(args.model, args.dtype, args.device, args.device_map, **hub)
-    plan = pruner.check(plan) if plan else pruner.plan(config, rows, scores)
-    plan = replace(plan, command=_command())
-    print(plan_table(plan))
-    if args.dry_run:
-        _write_plan(output, plan, pruner.scores)
-        return
+    command = command_line("mllm-prune", args, DEFAULTS, SOURCES, PATHS)
+    training = training_arguments(args, output) if args.recover != "none" else None
+    target = staged_folder(output) if training else output
+    if training and is_staged(output, command):
+        print(f"Pruned already, in {target}: going on with the recovery.")
+    else:
+        rows = None if plan or scores else _calibration_rows(args, config)
+        pruner = MLLMPruner.from_pretrained(args.model, args.dtype, args.device, args.device_map, **hub)
+        plan = pruner.check(plan, scores) if plan else pruner.plan(config, rows, scores)
+        plan = replace(plan, command=command)
+        print(plan_table(plan))
+        if args.dry_run:
+            _write_plan(output, plan, pruner.scores)
+            return
+        _prune(pruner, plan, target, overwrite=args.overwrite or training is not None)
+    with _kept(target):
+        if training:
+            recover_staged(args, output, training, command)
+        if args.push_to_hub:
+            print(f"Pushed: {upload(output, args.repo_id, args.private or None, args.token)}")
+
+
+def _prune(pruner: MLLMPruner, plan: PruningPlan, target: Path, overwrite: bool) -> None:
+    check_output(target, overwrite, pruner.bytes_after(plan))
     pruner.prune(plan)
     print("Saving, then verifying in a fresh process ...", flush=True)
-    report = pruner.save_pretrained(output, args.overwrite, keep_model=False)
-    print(report_table(report, output))
-    if args.push_to_hub:
-        print(f"Pushed: {upload(output, args.repo_id, args.private or None, args.token)}")
+    report = pruner.save_pretrained(target, overwrite, keep_model=False)
+    with _kept(target):
+        print(report_table(report, target))
 
 
-def _refuse_contradictions(args: Namespace) -> None:
-    if args.plan:
-        all_flags = (
-            *SIZE,
-            *CALIBRATION,
-            *WIDTH_ONLY,
-            *LAYER_ONLY,
-            "importance",
-            "method",
-            "scores",
-            "dry_run",
-            "seed",
-        )
-        for flag in _given(args, all_flags):
-            raise UserInputError(f"--plan says all that is removed: leave {flag} out.")
+def _output(args: Namespace) -> Path:
+    """What was named, or `./NAME-pruned`; the name of `.` is that of the folder it stands for."""
+    return args.output or Path(f"{last_part(args.model)}-pruned")
+
+
+def _scores(args: Namespace) -> Scores | None:
+    """The named scores, or those beside the plan."""
     if args.scores:
-        for flag in _given(args, CALIBRATION):
-            raise UserInputError(f"--scores stands for an earlier calibration: leave {flag} out.")
-    if args.push_to_hub and not args.repo_id:
-        raise UserInputError("--push-to-hub needs --repo-id, the repository to push to (me/my-model).")
-    for flag in ("repo_id", "private"):
-        if getattr(args, flag) and not args.push_to_hub:
-            name = flag.replace("_", "-")
-            raise UserInputError(f"--{name} is only used with --push-to-hub: add it, or leave --{name} out.")
-    if args.push_to_hub and args.dry_run:
-        raise UserInputError("--dry-run writes no model: leave --push-to-hub out.")
-    if args.dtype not in ("auto", "float32", "bfloat16", "float16"):
-        raise UserInputError(f"unknown dtype '{args.dtype}': use one of auto, float32, bfloat16, float16.")
-
-
-def _default_output(model: str) -> Path:
-    """`./NAME-pruned`; the name of `.` is that of the folder it stands for."""
-    return Path(f"{Path(os.path.abspath(model)).name}-pruned")
-
-
-def _refuse_idle_flags(args: Namespace, config: PruningConfig) -> None:
-    """Flags that would have no effect are told rather than ignored."""
-    if args.plan:
-        return
-    other = LAYER_ONLY if config.method == "width" else WIDTH_ONLY
-    for flag in _given(args, other):
-        raise UserInputError(f"{flag} has no effect with method '{config.method}': leave it out.")
-    needs = METRICS[config.importance][config.method].needs
-    idle = {"weights": CALIBRATION, "forward": ("gradient_checkpointing",), "backward": ()}[needs]
-    looks = "looks at weights alone" if needs == "weights" else "takes no gradients"
-    for flag in _given(args, idle):
-        raise UserInputError(f"importance '{config.importance}' {looks}: leave {flag} out.")
-
-
-def _given(args: Namespace, flags: Sequence[str]) -> list[str]:
-    """Those of the flags that are not at their default, as they are written."""
-    return [f"--{flag.replace('_', '-')}" for flag in flags if getattr(args, flag) != DEFAULTS.get(flag)]
-
-
-def _hub_options(args: Namespace) -> dict[str, Any]:
-    options = {key: getattr(args, key) for key in ("revision", "token", "cache_dir")}
-    given = {key: value for key, value in options.items() if value is not None}
-    return given | ({"trust_remote_code": True} if args.trust_remote_code else {})
+        return Scores.load(args.scores)
+    home = Path(args.plan or "")
+    home = home if home.is_dir() else home.parent
+    return Scores.load(home) if args.plan and (home / SCORES_NAME).is_file() else None
 
 
 def _pruning_config(args: Namespace) -> PruningConfig:
@@ -185,21 +148,14 @@ def _show_sizes(model_config: PreTrainedConfig, config: PruningConfig) -> None:
 
 def _write_plan(output: Path, plan: PruningPlan, scores: Scores) -> None:
     with atomic_folder(output) as folder:
-        plan.save(folder)
-        scores.save(folder)
-        PruningConfig.from_dict(plan.config).save_pretrained(folder)
+        write_plan(folder, plan, scores)
     print(f"Plan and scores are in {output}; carry the plan out with --plan {output}.")
 
 
-def _command() -> str:
-    """The command line as it may be written down: no token, of local paths only the last part."""
-    words, hidden = [], False
-    for word in sys.argv[1:]:
-        if hidden or word.startswith("--token="):
-            hidden = False
-        elif word == "--token":
-            hidden = True
-        else:
-            flag, equals, value = word.partition("=")
-            words.append(f"{flag}={public_name(value)}" if equals else public_name(word))
-    return shlex.join(["optimum-cli", *words])
+@contextmanager
+def _kept(output: Path) -> Iterator[None]:
+    """Ctrl-C in here leaves a checkpoint behind, and says so."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt(str(error) or f"the checkpoint '{output}' is complete") from None

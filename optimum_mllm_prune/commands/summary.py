@@ -4,6 +4,7 @@ from pathlib import Path
 
 from ..checkpoint import PruningReport
 from ..planning import Account, PruningPlan
+from ..recovery.record import RecoveryRecord
 
 
 def plan_table(plan: PruningPlan | Account) -> str:
@@ -24,13 +25,13 @@ def report_table(report: PruningReport, output: Path) -> str:
     """What was done, the proof, and where it lies."""
     proof, size = report.verification, report.size_bytes
     seconds = ", ".join(f"{stage} {value:.1f}" for stage, value in report.timings_seconds.items())
-    generation = {True: "equal", None: "not compared"}[proof.generated_tokens_equal]
+    tokens = {True: "equal", False: "other tokens where logits tie", None: "not compared"}
     return "\n".join(
         [
             f"weights: {size['before'] / 1e6:,.1f} MB -> {size['after'] / 1e6:,.1f} MB",
             f"verified in a fresh process ({proof.inputs}): largest logit difference "
             f"{proof.max_abs_logit_difference:g}, {len(proof.missing_keys)} missing and {len(proof.unexpected_keys)} "
-            f"unexpected keys, generation with and without cache {generation}",
+            f"unexpected keys, generation with and without cache {tokens[proof.generated_tokens_equal]}",
             f"seconds: {seconds}; peak memory {report.peak_memory_bytes['cpu'] / 1e9:.2f} GB",
             f"checkpoint: {output}",
         ]
@@ -52,3 +53,19 @@ def _row(name: str, before: int, after: int) -> tuple[str, ...]:
 
 def _is_short(value: object) -> bool:
     return len(str(value)) < 60
+
+
+def recovery_table(record: RecoveryRecord, output: Path) -> str:
+    """What was trained, how the losses went, and where the result lies."""
+    terms = [("", "first logged", "last logged")]
+    terms += [(name, f"{record.first[name]:.4f}", f"{record.last[name]:.4f}") for name in record.last]
+    parameters = f"{record.trained_parameters:,} of {record.all_parameters:,} parameters"
+    rows = f"{record.rows:,} of {record.rows_available:,} rows, {record.epochs:g} passes in {record.steps:,} steps"
+    return "\n".join(
+        [
+            aligned(terms) if record.last else "no loss was logged: lower --logging-steps to see it",
+            f"trained: {record.train}, {parameters}, on {rows}",
+            f"seconds of training: {record.seconds:.1f}",
+            f"verified in a fresh process; checkpoint: {output}",
+        ]
+    )

@@ -8,7 +8,8 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, ProcessorMixin
 
 from ..calibration.encoding import conversation_of, encode
-from ..calibration.row_forms import answer_text, normalize_row
+from ..calibration.row_forms import Row, answer_text, normalize_row
+from ..errors import UserInputError
 
 
 @torch.no_grad()
@@ -30,20 +31,32 @@ def generate_answers(
 
     Returns:
         The answers' text without special tokens and outer white space, in the order of `rows`.
+
+    Raises:
+        UserInputError: a row cannot be read, or ends with a question.
     """
     model.eval()
     answers = []
     for start in tqdm(range(0, len(rows), batch_size), desc="Generating", unit="batch"):
-        batch = [normalize_row(rows[i], i) for i in range(start, min(start + batch_size, len(rows)))]
+        batch = [_answered(rows[i], i) for i in range(start, min(start + batch_size, len(rows)))]
         prompts = [conversation_of({**row, "messages": row["messages"][:-1]}) for row in batch]
         inputs = encode(processor, prompts, add_generation_prompt=True, padding_side="left")
         inputs = inputs.to(model.device, dtype=model.dtype)
-        tokens = model.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens)
+        tokens = model.generate(**inputs, do_sample=False, num_beams=1, max_new_tokens=max_new_tokens)
         new = tokens[:, inputs["input_ids"].shape[1] :]
         answers += [text.strip() for text in processor.batch_decode(new, skip_special_tokens=True)]
     return answers
 
 
 def reference_answers(rows: Sequence[Any]) -> list[str]:
-    """The answer that each row gives: the text of its last turn."""
-    return [answer_text(normalize_row(rows[i], i)["messages"][-1]).strip() for i in range(len(rows))]
+    """The answer that each row gives: the text of its last turn. Raises UserInputError as `generate_answers` does."""
+    return [answer_text(_answered(rows[i], i)["messages"][-1]) for i in range(len(rows))]
+
+
+def _answered(raw: Any, row_index: int) -> Row:
+    row = normalize_row(raw, row_index)
+    if not answer_text(row["messages"][-1]):
+        raise UserInputError(
+            f"Row {row_index} does not end with an answer to compare with: add it or take the row out."
+        )
+    return row

@@ -20,5 +20,5 @@ def exact_match_by_group(answers: Sequence[str], references: Sequence[str], grou
 
 
 def retained(after: float, before: float) -> float:
-    """Share of a score that is left, in percent."""
-    return 100 * after / before
+    """Share of a score that is left, in percent; NaN where there was none to lose."""
+    return 100 * after / before if before else float("nan")

@@ -26,11 +26,13 @@ class Scores:
             "channels_outside" (blocks, units).
         metrics: "layer" and "width" to the name of the metric that scored them.
         model: fingerprint of the architecture that was scored.
+        left_out: kinds of units ("heads", "channels") that could not be scored, with the reason.
     """
 
     tensors: dict[str, Tensor]
     metrics: dict[str, str] = field(default_factory=dict)
     model: str = ""
+    left_out: dict[str, str] = field(default_factory=dict)
 
     @property
     def fingerprint(self) -> str:
@@ -42,13 +44,36 @@ class Scores:
         return digest.hexdigest()
 
     def of(self, group: Group) -> Tensor:
-        """fp32 (sites, units): one row for each site of the group, in its order."""
-        inside = [self.tensors[group.kind][site.layer] for site in group.sites if site.layer is not None]
-        return torch.stack([*inside, *self.tensors.get(f"{group.kind}_outside", ())])
+        """fp32 (sites, units): one row for each site of the group, in its order.
+
+        Raises:
+            UserInputError: there are none of this kind, or they are of other units.
+        """
+        layers = [site.layer for site in group.sites if site.layer is not None]
+        found = [self.tensors.get(group.kind, torch.empty(0, 0)), self.tensors.get(f"{group.kind}_outside")]
+        if len(found[0]) <= max(layers, default=0) or any(t is not None and t.ndim != 2 for t in found):
+            raise UserInputError(f"the scores hold no {group.kind} of every layer: calibrate again.")
+        rows = [*found[0][layers], *(() if found[1] is None else found[1])]
+        if len(rows) != len(group.sites) or any(len(row) != group.units for row in rows):
+            raise UserInputError(
+                f"the scores are of {len(rows[0])} {group.kind} in each of {len(rows)} blocks, the plan is of "
+                f"{group.units} ({group.unit}s) in {len(group.sites)}: take the head unit they were made with, or "
+                "calibrate again."
+            )
+        return torch.stack(rows)
+
+    def of_layers(self, num_layers: int) -> Tensor:
+        """fp32 (layers,). Raises UserInputError where there are none, or another number of them."""
+        found = self.tensors.get("layers")
+        if found is None or tuple(found.shape) != (num_layers,):
+            raise UserInputError(f"the scores hold no score for each of {num_layers} layers: calibrate again.")
+        return found
 
     def save(self, folder: Path) -> None:
         """Write `pruning_scores.safetensors`."""
-        metadata = {"model": self.model, **{f"metric_{key}": value for key, value in self.metrics.items()}}
+        metadata = {"model": self.model}
+        metadata |= {f"metric_{key}": value for key, value in self.metrics.items()}
+        metadata |= {f"left_out_{kind}": reason for kind, reason in self.left_out.items()}
         save_file(self.tensors, folder / SCORES_NAME, metadata=metadata)
 
     @classmethod
@@ -68,8 +93,11 @@ class Scores:
                 metadata = stored.metadata() or {}
         except SafetensorError as error:
             raise UserInputError(f"the scores in '{file.name}' cannot be read ({error}): calibrate again.") from error
-        metrics = {k.removeprefix("metric_"): v for k, v in metadata.items() if k.startswith("metric_")}
-        return cls(tensors, metrics, metadata.get("model", ""))
+        return cls(tensors, _under("metric_", metadata), metadata.get("model", ""), _under("left_out_", metadata))
+
+
+def _under(prefix: str, metadata: dict[str, str]) -> dict[str, str]:
+    return {key.removeprefix(prefix): value for key, value in metadata.items() if key.startswith(prefix)}
 
 
 def by_layer(group: Group, rows: Tensor, num_layers: int) -> dict[str, Tensor]:

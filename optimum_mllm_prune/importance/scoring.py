@@ -7,10 +7,11 @@ from collections.abc import Iterator, Sequence
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
-from ..backbone import Backbone, Group, with_layouts
+from ..backbone import Backbone, Group, NotExpressibleError, refuse_offloaded, with_layouts
 from ..calibration.batches import Batch, Modality, batches
 from ..calibration.engine import run_calibration
 from ..calibration.rows import load_rows
@@ -42,15 +43,31 @@ def score(
         The scores, and what is reported of the calibration: None where weights alone decided.
 
     Raises:
-        UserInputError: the data cannot be used, or it or the processor is not there.
+        UserInputError: the data cannot be used, or it or the processor is not there; weights are offloaded; no width
+            can change but that is the method; scores are not finite.
     """
-    groups = [with_layouts(group, model) for group in backbone.groups()[0]]
+    refuse_offloaded(model)
+    groups, left_out = _located(model, backbone)
+    if config.method == "width":
+        backbone.without(left_out).width_groups()
     subject = Subject(model, backbone.layers_prefix, tuple(groups), config.seed)
     other = "width" if config.method == "layer" else "layer"
     metrics = {config.method: config.importance, other: companion(config.method, config.importance)}
     observers = [METRICS[name][method].create(subject) for method, name in metrics.items()]
     calibration = _calibrate(subject, processor, config, dataset, observers)
-    return Scores(_gathered(observers, groups, backbone), metrics, backbone.fingerprint), calibration
+    found = [_finite(observer, name) for observer, name in zip(observers, metrics.values(), strict=True)]
+    return Scores(_gathered(found, groups, backbone), metrics, backbone.fingerprint, left_out), calibration
+
+
+def _located(model: PreTrainedModel, backbone: Backbone) -> tuple[list[Group], dict[str, str]]:
+    """The width groups whose layout is known, and for each other kind the reason."""
+    groups, left_out = [], {}
+    for group in backbone.groups()[0]:
+        try:
+            groups.append(with_layouts(group, model))
+        except NotExpressibleError as error:
+            left_out[group.kind] = str(error)
+    return groups, left_out
 
 
 def _calibrate(
@@ -100,10 +117,21 @@ def _counted(made: Iterator[Batch], counts: Counter[str]) -> Iterator[Batch]:
         yield batch
 
 
-def _gathered(observers: Sequence[Observer], groups: Sequence[Group], backbone: Backbone) -> dict[str, Tensor]:
+def _finite(observer: Observer, name: str) -> dict[str, Tensor]:
+    """The observer's scores. Raises UserInputError where they are not finite."""
+    found, dtype = observer.scores(), observer.subject.model.dtype
+    if not all(rows.isfinite().all() for rows in found.values()):
+        mend = (
+            "load the model with dtype bfloat16 or float32" if dtype == torch.float16 else "check the model's weights"
+        )
+        raise UserInputError(f"importance '{name}' is not finite in {str(dtype).removeprefix('torch.')}: {mend}.")
+    return found
+
+
+def _gathered(found: Sequence[dict[str, Tensor]], groups: Sequence[Group], backbone: Backbone) -> dict[str, Tensor]:
     by_kind = {group.kind: group for group in groups}
     tensors: dict[str, Tensor] = {}
-    for observer in observers:
-        for kind, rows in observer.scores().items():
+    for scores in found:
+        for kind, rows in scores.items():
             tensors |= {kind: rows} if kind == "layers" else by_layer(by_kind[kind], rows, backbone.num_layers)
     return tensors

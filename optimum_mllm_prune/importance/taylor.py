@@ -12,25 +12,41 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from ..backbone import Axis
+from ..calibration.batches import Batch
+from ..calibration.engine import loss_scale
 from .observer import Observer, Subject, hook_readers
 
 
-class Taylor(Observer):
-    """Sum of |w g| over the coupled group, g the gradient of the batch-mean answer loss.
-
-    Each gradient is reduced to its units' sums and freed as soon as it is complete, so that the memory above that of
-    the activations is one parameter and not one model. Over several batches the sums are averaged.
-    """
+class _OfTheAnswerLoss(Observer):
+    """Sums over batches, each weighted by its answer tokens, so that every answer token counts the same."""
 
     def __init__(self, subject: Subject) -> None:
         super().__init__(subject)
-        self.batches = 0
-        self.sums = {g.kind: torch.zeros(len(g.sites), g.units) for g in subject.groups}
+        self.weight = 0
+        self.total = 0
+        self.sums = {g.kind: torch.zeros(len(g.sites), g.units, dtype=torch.float64) for g in subject.groups}
 
-    def begin(self, batch: Any) -> None:
-        """Counts the batch."""
+    def begin(self, batch: Batch) -> None:
+        """Counts the batch's answer tokens."""
         super().begin(batch)
-        self.batches += 1
+        self.weight = batch.answer_tokens
+        self.total += self.weight
+
+    def scores(self) -> dict[str, Tensor]:
+        """(sites, units) for each kind."""
+        divisor = max(self.total, 1) * loss_scale(self.subject.model)
+        return {kind: (sums / divisor).abs().float() for kind, sums in self.sums.items()}
+
+
+class Taylor(_OfTheAnswerLoss):
+    """Sum of |w g| over the coupled group, g the gradient of the mean loss over answer tokens.
+
+    Over several batches: the mean of the batches' sums, weighted by their answer tokens. It still depends on how rows
+    are batched, because gradients of one batch cancel before |w g| is taken and those of two batches do not.
+
+    Each gradient is reduced to its units' sums and freed as soon as it is complete, so that the memory above that of
+    the activations is one parameter and not one model.
+    """
 
     def attach(self) -> Sequence[RemovableHandle]:
         """One hook on every parameter that belongs to a unit; those parameters start to require gradients."""
@@ -43,29 +59,21 @@ class Taylor(Observer):
                     handles.append(weight.register_post_accumulate_grad_hook(self._reduce(group.kind, index, axis)))
         return handles
 
-    def scores(self) -> dict[str, Tensor]:
-        """(sites, units) for each kind."""
-        return {kind: sums / max(self.batches, 1) for kind, sums in self.sums.items()}
-
     def _reduce(self, kind: str, index: int, axis: Axis) -> Callable[[Tensor], None]:
         def reduce(weight: Tensor) -> None:
             product = weight.grad.float().mul_(weight.detach()).abs_()
             weight.grad = None
-            self.sums[kind][index] += axis.sums(product).cpu()
+            self.sums[kind][index] += self.weight * axis.sums(product).cpu().double()
 
         return reduce
 
 
-class TaylorGroup(Observer):
+class TaylorGroup(_OfTheAnswerLoss):
     """|sum of x dL/dx| over the real tokens and channels of a unit, x the input of `o_proj` or `down_proj`.
 
     Equals |sum of w g| over the unit's columns of that projection, with all weights frozen: no weight gradient is ever
-    allocated.
+    allocated. L is the mean loss over all answer tokens, however the rows are batched.
     """
-
-    def __init__(self, subject: Subject) -> None:
-        super().__init__(subject)
-        self.sums = {g.kind: torch.zeros(len(g.sites), g.units, dtype=torch.float64) for g in subject.groups}
 
     def attach(self) -> Sequence[RemovableHandle]:
         """A tap before every reader, and gradients that start at the token embeddings."""
@@ -73,14 +81,10 @@ class TaylorGroup(Observer):
         start = embeddings.register_forward_hook(lambda _, __, output: output.requires_grad_(True))
         return [start, *hook_readers(self.subject, self._tap)]
 
-    def scores(self) -> dict[str, Tensor]:
-        """(sites, units) for each kind."""
-        return {kind: sums.abs().float() for kind, sums in self.sums.items()}
-
     def _tap(self, kind: str, index: int, states: Tensor) -> Tensor:
         def add(products: Tensor) -> None:
             units = self.sums[kind].shape[1]
-            self.sums[kind][index] += products.unflatten(-1, (units, -1)).sum(dim=-1).cpu()
+            self.sums[kind][index] += self.weight * products.unflatten(-1, (units, -1)).sum(dim=-1).cpu()
 
         # Outside the decoder nothing before the tap needs a gradient, so the tap starts one.
         return _Tap.apply(states if states.requires_grad else states.detach().requires_grad_(True), add)

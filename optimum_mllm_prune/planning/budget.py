@@ -80,9 +80,7 @@ def width_sizes(backbone: Backbone, config: PruningConfig) -> tuple[Sizes, list[
     Raises:
         UserInputError: the architecture cannot express it, or nothing or everything would go.
     """
-    groups, notes = backbone.groups()
-    if not groups:
-        raise UserInputError(f"no width of this architecture can be changed ({'; '.join(notes)}): use method 'layer'.")
+    groups, notes = backbone.width_groups()
     budget = budget_of(backbone, config)
     costs = {group.kind: _cost(backbone, group, budget.whole) for group in groups}
     by_kind = {group.kind: group for group in groups}
@@ -187,6 +185,11 @@ def _with_channels(
 ) -> tuple[Sizes, str]:
     step = multiple or channel_multiple(channels.units, cost / backbone.backbone_parameters)
     wanted = channels.units - remove / cost
+    if multiple and wanted >= 0.5 and (multiple > channels.units or wanted < multiple / 2):
+        raise UserInputError(
+            f"channel_multiple {multiple} is too coarse for the {wanted:.0f} of {channels.units} MLP channels that "
+            "are to stay: choose a smaller one."
+        )
     if wanted < step / 2:
         raise UserInputError(
             f"the heads cannot give their share and the MLP alone has only {channels.units} channels: ask for less."

@@ -3,12 +3,13 @@
 import json
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from ..backbone import Backbone, Group, NotExpressibleError, Sizes
 from ..backbone.twin import twin_name
 from ..errors import UserInputError
 from ..importance.registry import metrics_for
+from ..json_types import fits, in_words
 
 
 PLAN_NAME = "pruning_plan.json"
@@ -41,7 +42,7 @@ class PruningPlan:
 
     method: str
     importance: str
-    model: dict[str, Any]
+    model: dict[str, str | None]
     num_layers: int
     removed_layers: list[int]
     head_unit: str
@@ -75,7 +76,7 @@ class PruningPlan:
         """The plan that a dict describes.
 
         Raises:
-            UserInputError: a key is missing, unknown or of another format.
+            UserInputError: a key is missing or unknown, a value of another type, or the plan of another format.
         """
         known = {f.name for f in fields(cls)}
         if not isinstance(data, dict) or not {"method", "removed_layers", "model"} <= data.keys():
@@ -84,9 +85,9 @@ class PruningPlan:
         missing = sorted(f.name for f in fields(cls) if f.name not in data and f.name in _REQUIRED)
         if strange or missing:
             raise UserInputError(f"the plan has unknown keys {strange} and lacks {missing}: write it again.")
-        wrong = sorted(name for name, kind in _KINDS.items() if not isinstance(data.get(name, kind()), kind))
-        if wrong:
-            raise UserInputError(f"the plan's {wrong[0]} must be {_KIND_WORDS[_KINDS[wrong[0]]]}: write it again.")
+        for name, kind in sorted(get_type_hints(cls).items()):
+            if name in data and not fits(data[name], kind):
+                raise UserInputError(f"the plan's {name} must be {in_words(kind)}: write it again.")
         if data.get("format", FORMAT) != FORMAT:
             raise UserInputError(f"the plan has format {data['format']}, this version reads {FORMAT}: write it again.")
         if data["importance"] not in metrics_for(data["method"]):
@@ -128,9 +129,9 @@ class PruningPlan:
         if self.twin not in (None, twin_name(backbone.config)):
             raise UserInputError(f"the plan's twin '{self.twin}' is none of this model: remove it or plan again.")
         _check_indexes("removed_layers", self.removed_layers, backbone.num_layers)
-        protected = [i for i in self.removed_layers if i in backbone.protected_layers]
-        if protected:
-            raise UserInputError(f"the plan removes layer {protected[0]}: {backbone.protected_layers[protected[0]]}.")
+        for layer, reason in sorted(backbone.must_stay(self.removed_layers).items()):
+            if layer in self.removed_layers:
+                raise UserInputError(f"the plan removes layer {layer}: {reason}.")
         return Sizes(
             kept_layers=tuple(self.kept_layers),
             heads=_units_left(self.removed_heads, backbone, "heads"),
@@ -145,20 +146,6 @@ class PruningPlan:
 
 _REQUIRED = {f.name for f in fields(PruningPlan) if f.name not in {"notes", "scores", "config", "command", "format"}}
 
-_KINDS = {
-    "model": dict,
-    "num_layers": int,
-    "removed_layers": list,
-    "removed_heads": dict,
-    "removed_channels": dict,
-    "parameters": dict,
-    "ratio": dict,
-    "config_changes": dict,
-    "config": dict,
-    "notes": list,
-}
-_KIND_WORDS = {dict: "an object", int: "a whole number", list: "a list"}
-
 
 def _units_left(removed: dict[str, list[int]], backbone: Backbone, kind: str) -> int | None:
     if not removed:
@@ -172,6 +159,11 @@ def _units_left(removed: dict[str, list[int]], backbone: Backbone, kind: str) ->
         raise UserInputError(f"the plan's removed_{kind} must name every block: {sorted(names ^ removed.keys())[0]}.")
     for name, units in removed.items():
         _check_indexes(f"removed_{kind} of {name}", units, group.units)
+        size = group.units // group.stride
+        if len({sum(unit // size == number for unit in units) for number in range(group.stride)}) > 1:
+            raise UserInputError(
+                f"the plan's removed_{kind} of {name} must be as many from each of {group.stride} key-value groups."
+            )
     counts = {len(units) for units in removed.values()}
     if len(counts) != 1:
         raise UserInputError(f"the plan's removed_{kind} differ in number between layers: a config cannot say that.")

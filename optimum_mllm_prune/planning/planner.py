@@ -88,7 +88,11 @@ def checked(plan: PruningPlan, backbone: Backbone) -> PruningPlan:
 
 
 def make_plan(backbone: Backbone, config: PruningConfig, scores: Scores) -> PruningPlan:
-    """The plan for a model and its scores. Raises UserInputError."""
+    """The plan for a model and its scores.
+
+    Raises:
+        UserInputError: the wish cannot be met, or the scores are of another model, metric or head unit.
+    """
     if scores.model != backbone.fingerprint:
         raise UserInputError("the scores were made for another model: calibrate this one.")
     if scores.metrics.get(config.method) != config.importance:
@@ -96,7 +100,8 @@ def make_plan(backbone: Backbone, config: PruningConfig, scores: Scores) -> Prun
             f"the scores hold '{scores.metrics.get(config.method)}' for method '{config.method}', "
             f"not '{config.importance}': name that importance or calibrate again."
         )
-    made = account(backbone, config, scores.tensors["layers"] if config.method == "layer" else None)
+    backbone = backbone.without(scores.left_out)
+    made = account(backbone, config, scores.of_layers(backbone.num_layers) if config.method == "layer" else None)
     return PruningPlan(
         method=config.method,
         importance=config.importance,

@@ -49,12 +49,15 @@ class RecoveryArguments(TrainingArguments):
     warmup_steps: float = field(default=0.03, metadata={"help": "warm-up: steps, or a share of all where below 1"})
     weight_decay: float = field(default=0.05, metadata={"help": "weight decay"})
     num_train_epochs: float = field(default=1.0, metadata={"help": "passes over the rows"})
+    logging_first_step: bool = field(default=True, metadata={"help": "log the first step too"})
     logging_steps: float = field(default=10, metadata={"help": "log the terms of the loss every so many steps"})
     remove_unused_columns: bool = field(default=False, metadata={"help": "must stay off: rows are read whole"})
     prediction_loss_only: bool = field(default=True, metadata={"help": "must stay on: logits are never kept"})
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        # Pinned memory is for accelerators; without one torch warns of it.
+        self.dataloader_pin_memory &= self.device.type != "cpu"
         if self.train not in TRAINED:
             raise UserInputError(f"unknown train '{self.train}': use one of {', '.join(TRAINED)}.")
         if self.remove_unused_columns or not self.prediction_loss_only:

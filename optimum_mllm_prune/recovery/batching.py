@@ -10,6 +10,7 @@ from transformers import ProcessorMixin
 from ..calibration.batches import make_batch
 from ..calibration.row_forms import Row
 from ..calibration.rows import Rows
+from ..errors import UserInputError
 
 
 class NumberedRows(Sequence[tuple[int, Row]]):
@@ -32,38 +33,55 @@ class RowCollator:
         self.processor = processor
 
     def __call__(self, numbered: Sequence[tuple[int, Row]]) -> dict[str, Any]:
+        """One batch; raises UserInputError as `make_batch` does."""
         batch = make_batch(self.processor, [row for _, row in numbered])
         numbers = torch.tensor([number for number, _ in numbered])
         return {**batch.inputs, "labels": batch.labels, "modality": batch.modality, "row_number": numbers}
 
 
 class HomogeneousSampler(Sampler[int]):
-    """Random order in which every batch is of rows with images, or of rows without: processors refuse a mixture.
+    """Every batch is of rows with images, or of rows without, because processors refuse a mixture.
 
     Args:
         with_images: a flag for each row.
         batch_size: rows of a batch on one process. Rows that fill no batch of their kind are left out of that epoch,
             others in the next.
-        generator: as of torch's RandomSampler; None takes a seed from the global one.
+        seed: of the order, which is another in every epoch and the same on every process and after a restart; None
+            keeps the rows' own.
+
+    Raises:
+        UserInputError: there are too few rows for a single batch.
     """
 
-    def __init__(self, with_images: Sequence[bool], batch_size: int, generator: torch.Generator | None = None) -> None:
+    def __init__(self, with_images: Sequence[bool], batch_size: int, seed: int | None) -> None:
         self.kinds = [[i for i, flag in enumerate(with_images) if flag == kind] for kind in (True, False)]
         self.batch_size = batch_size
-        self.generator = generator
+        self.seed = seed
+        self.epoch = 0
+        if not len(self):
+            raise UserInputError(
+                f"{len(self.kinds[0])} rows with images and {len(self.kinds[1])} without fill no batch of "
+                f"{batch_size}, which cannot mix them: set a smaller batch size."
+            )
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch's order."""
+        self.epoch = epoch
 
     def __len__(self) -> int:
         return sum(len(kind) // self.batch_size * self.batch_size for kind in self.kinds)
 
     def __iter__(self) -> Iterator[int]:
-        generator = self.generator
-        if generator is None:
-            generator = torch.Generator().manual_seed(int(torch.empty((), dtype=torch.int64).random_().item()))
+        generator = None if self.seed is None else torch.Generator().manual_seed(self.seed + self.epoch)
         blocks = [block for kind in self.kinds for block in self._blocks(kind, generator)]
-        for i in torch.randperm(len(blocks), generator=generator).tolist():
+        for i in _order(len(blocks), generator):
             yield from blocks[i]
 
-    def _blocks(self, kind: list[int], generator: torch.Generator) -> list[list[int]]:
-        order = [kind[i] for i in torch.randperm(len(kind), generator=generator).tolist()]
+    def _blocks(self, kind: list[int], generator: torch.Generator | None) -> list[list[int]]:
+        order = [kind[i] for i in _order(len(kind), generator)]
         whole = len(order) // self.batch_size * self.batch_size
         return [order[i : i + self.batch_size] for i in range(0, whole, self.batch_size)]
+
+
+def _order(number: int, generator: torch.Generator | None) -> list[int]:
+    return list(range(number)) if generator is None else torch.randperm(number, generator=generator).tolist()

@@ -30,9 +30,7 @@ def draw_few(
         UserInputError: `fraction` or `max_samples` is out of range.
     """
     if fraction is not None and not 0 < fraction <= 1:
-        raise UserInputError(
-            f"fraction must lie above 0 and at most at 1 (0.05 takes 5 % of the rows), got {fraction}."
-        )
+        raise UserInputError(f"fraction must lie in (0, 1] (0.05 takes 5 % of the rows), got {fraction}.")
     if max_samples is not None and max_samples < 1:
         raise UserInputError(f"max_samples must be at least 1, got {max_samples}.")
     number = size if fraction is None else max(1, round(fraction * size))

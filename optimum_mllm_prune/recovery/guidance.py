@@ -10,12 +10,16 @@ from .losses import bucketed_log_probabilities, divergence_sum, log_probabilitie
 from .recipe import Recipe
 
 
+BlockDivergence = Callable[[Tensor, slice], Tensor]
+"""The student's logits (tokens, vocabulary) and which tokens of a chunk they are of, to a divergence, summed."""
+
+
 class Guidance(ABC):
     """What the objective asks of a teacher, at the positions where it asks."""
 
     @abstractmethod
-    def divergence(self, logits: Tensor, chunk: slice, recipe: Recipe) -> Tensor:
-        """Divergence from the student's logits (chunk, vocabulary) at a chunk of the logits' positions, summed."""
+    def divergence(self, chunk: slice, recipe: Recipe) -> BlockDivergence:
+        """How far the student is from it at a chunk of the logits' positions."""
 
     @abstractmethod
     def final(self) -> Tensor:
@@ -42,15 +46,16 @@ class LiveGuidance(Guidance):
     final_states: Tensor
     layers: dict[int, Tensor] = field(default_factory=dict)
 
-    def divergence(self, logits: Tensor, chunk: slice, recipe: Recipe) -> Tensor:
+    def divergence(self, chunk: slice, recipe: Recipe) -> BlockDivergence:
         """The teacher's logits are made for this chunk alone."""
-        own = self.head(self.before_head[chunk]).detach().to(logits.device)
-        return divergence_sum(
-            log_probabilities(logits, recipe.temperature),
-            log_probabilities(own, recipe.temperature),
-            recipe.divergence,
-            recipe.beta,
-        )
+        own = self.head(self.before_head[chunk]).detach()
+
+        def of_block(logits: Tensor, block: slice) -> Tensor:
+            student = log_probabilities(logits, recipe.temperature)
+            teacher = log_probabilities(own[block].to(logits.device), recipe.temperature)
+            return divergence_sum(student, teacher, recipe.divergence, recipe.beta)
+
+        return of_block
 
     def final(self) -> Tensor:
         """As it is."""
@@ -75,14 +80,15 @@ class StoredGuidance(Guidance):
     log_probs: Tensor
     final_states: Tensor | None
 
-    def divergence(self, logits: Tensor, chunk: slice, recipe: Recipe) -> Tensor:
+    def divergence(self, chunk: slice, recipe: Recipe) -> BlockDivergence:
         """Over the k stored tokens and the rest as one outcome."""
-        return divergence_sum(
-            bucketed_log_probabilities(logits, self.indices[chunk], recipe.temperature),
-            self.log_probs[chunk],
-            recipe.divergence,
-            recipe.beta,
-        )
+        indices, teacher = self.indices[chunk], self.log_probs[chunk]
+
+        def of_block(logits: Tensor, block: slice) -> Tensor:
+            student = bucketed_log_probabilities(logits, indices[block], recipe.temperature)
+            return divergence_sum(student, teacher[block], recipe.divergence, recipe.beta)
+
+        return of_block
 
     def final(self) -> Tensor:
         """As stored. Raises ValueError where there are none."""

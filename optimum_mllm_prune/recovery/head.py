@@ -1,17 +1,23 @@
 """The head and what is asked of its logits, chunk by chunk: the logits of a whole sequence are never made."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 
-# Logits of one chunk: 64 MB in fp32, whatever the vocabulary.
-CHUNK_ELEMENTS = 2**24
+# Logits of one chunk, which one product with the head's weights makes: 128 MB in fp32, whatever the vocabulary.
+CHUNK_ELEMENTS = 2**25
+# Logits that are looked at together: on a CPU those that its cache holds, or every look would go to memory.
+BLOCK_ELEMENTS = {"cpu": 2**18}
 
-ChunkLoss = Callable[[Tensor, slice], Tensor]
-"""Logits (chunk, vocabulary) and which of the tokens they are, to a vector of terms (terms,), each a sum over tokens."""
+BlockLoss = Callable[[Tensor, slice], Tensor]
+"""Logits (tokens, vocabulary) and which tokens of a chunk they are of, to terms (terms,), each a sum over tokens."""
+
+ChunkLoss = Callable[[slice], BlockLoss]
+"""Which of all tokens a chunk holds, to what is asked of it block by block."""
 
 
 def rows_a_chunk(vocabulary: int) -> int:
@@ -19,64 +25,111 @@ def rows_a_chunk(vocabulary: int) -> int:
     return max(1, CHUNK_ELEMENTS // vocabulary)
 
 
-def head_losses(
-    head: Callable[[Tensor], Tensor],
-    parameters: list[nn.Parameter],
-    states: Tensor,
-    loss: ChunkLoss,
-    weights: Tensor,
-    rows: int,
-) -> tuple[Tensor, Tensor]:
+@dataclass(frozen=True)
+class Head:
+    """What makes logits (tokens, vocabulary) of final hidden states (tokens, hidden).
+
+    Attributes:
+        module: the model's own.
+        transform: what the model does to its output, see `logit_transform`.
+    """
+
+    module: nn.Module
+    transform: Callable[[Tensor], Tensor]
+
+    def __call__(self, states: Tensor) -> Tensor:
+        """The logits."""
+        return self.transform(self.module(states))
+
+
+def head_losses(head: Head, states: Tensor, loss: ChunkLoss, weights: Tensor, rows: int) -> tuple[Tensor, Tensor]:
     """Losses on logits, whose gradients are taken together with each chunk, so that no chunk's logits outlive it.
 
     Args:
-        head: states (chunk, hidden) to logits (chunk, vocabulary).
-        parameters: those of the head; the ones that require a gradient get theirs.
+        head: its parameters that require a gradient get theirs.
         states: (tokens, hidden), at the kept tokens alone.
-        loss: of one chunk.
+        loss: of each chunk.
         weights: (terms,) how much each term counts.
         rows: tokens in a chunk.
 
     Returns:
         The weighted sum of the terms, to be differentiated, and the terms themselves (terms,), detached.
     """
-    trained = [parameter for parameter in parameters if parameter.requires_grad]
-    return _ChunkedHead.apply(head, loss, rows, weights, states, *trained)
+    trained = [parameter for parameter in head.module.parameters() if parameter.requires_grad]
+    wanted = torch.is_grad_enabled() and (states.requires_grad or bool(trained))
+    return _ChunkedHead.apply(_Pass(head, trained, loss, rows, wanted), weights, states, *trained)
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """One way through all chunks; `wanted` says whether gradients are."""
+
+    head: Head
+    trained: list[nn.Parameter]
+    loss: ChunkLoss
+    rows: int
+    wanted: bool
+
+    def run(self, weights: Tensor, states: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The terms (terms,), and the gradients of their weighted sum by the states and by what is trained."""
+        terms = torch.zeros_like(weights)
+        gradients = [torch.zeros_like(tensor) for tensor in (states, *self.trained)] if self.wanted else []
+        for start in range(0, len(states), self.rows):
+            chunk = slice(start, min(start + self.rows, len(states)))
+            inputs = states[chunk].detach().requires_grad_(self.wanted)
+            with torch.set_grad_enabled(self.wanted):
+                # Not through its hooks: those of FSDP count on one call a step, and have the weights whole by now.
+                logits = self.head.module.forward(inputs)
+            terms += self._through_blocks(weights, logits.detach(), self.loss(chunk))
+            if self.wanted:
+                self._differentiate_head(inputs, logits, [gradients[0][chunk], *gradients[1:]])
+        return terms, gradients
+
+    def _through_blocks(self, weights: Tensor, values: Tensor, loss: BlockLoss) -> Tensor:
+        """The terms of a chunk; `values` (chunk, vocabulary), the head's output, is overwritten by its gradient."""
+        terms = torch.zeros_like(weights)
+        rows = max(1, BLOCK_ELEMENTS.get(values.device.type, CHUNK_ELEMENTS) // values.shape[-1])
+        for start in range(0, len(values), rows):
+            block = slice(start, start + rows)
+            raw = values[block].detach().requires_grad_(self.wanted)
+            with torch.set_grad_enabled(self.wanted):
+                found = loss(self.head.transform(raw), block)
+                total = (weights * found).sum()
+            terms += found.detach()
+            if self.wanted:
+                values[block] = torch.autograd.grad(total, raw)[0]
+        return terms
+
+    def _differentiate_head(self, inputs: Tensor, logits: Tensor, gradients: list[Tensor]) -> None:
+        """Add the gradients of a chunk, whose logits have been overwritten by theirs."""
+        by_logits, totals = logits.detach(), dict(zip((inputs, *self.trained), gradients, strict=True))
+        module = self.head.module
+        if isinstance(module, nn.Linear) and module.weight in totals:
+            # A product that is added in place: autograd would make room for another gradient as large as the weight.
+            _add_product(totals.pop(module.weight), by_logits.T, inputs.detach())
+        found = torch.autograd.grad(logits, list(totals), by_logits)
+        for total, more in zip(totals.values(), found, strict=True):
+            total += more
 
 
 class _ChunkedHead(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, head: Callable, loss: ChunkLoss, rows: int, weights: Tensor, states: Tensor, *trained: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        terms = torch.zeros_like(weights)
-        wanted = any(ctx.needs_input_grad)
-        gradients = [torch.zeros_like(tensor) for tensor in (states, *trained)] if wanted else []
-        for start in range(0, len(states), rows):
-            chunk = slice(start, min(start + rows, len(states)))
-            inputs = states[chunk].detach().requires_grad_(wanted)
-            with torch.set_grad_enabled(wanted):
-                found = loss(head(inputs), chunk)
-                total = (weights * found).sum()
-            terms += found.detach()
-            if wanted:
-                of_states, *of_trained = torch.autograd.grad(total, (inputs, *trained), allow_unused=True)
-                _add(gradients[0][chunk], of_states)
-                for gradient, more in zip(gradients[1:], of_trained, strict=True):
-                    _add(gradient, more)
-        ctx.gradients = gradients
+    def forward(ctx: Any, work: _Pass, weights: Tensor, states: Tensor, *_: Tensor) -> tuple[Tensor, Tensor]:
+        terms, ctx.gradients = work.run(weights, states)
         ctx.mark_non_differentiable(terms)
         return (weights * terms).sum(), terms
 
     @staticmethod
     def backward(ctx: Any, scale: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         gradients, ctx.gradients = ctx.gradients, []
-        return (None, None, None, None, *(gradient.mul_(scale.to(gradient.dtype)) for gradient in gradients))
+        return (None, None, *(gradient.mul_(scale.to(gradient.dtype)) for gradient in gradients))
 
 
-def _add(total: Tensor, more: Tensor | None) -> None:
-    if more is not None:
-        total += more
+def _add_product(total: Tensor, first: Tensor, second: Tensor) -> None:
+    if total.dtype == first.dtype == second.dtype:
+        total.addmm_(first, second)
+    else:
+        total += first @ second.to(first.dtype)
 
 
 def logit_transform(raw: Tensor, logits: Tensor, cap: float | None) -> Callable[[Tensor], Tensor]:

@@ -5,7 +5,7 @@ al. (arXiv 2306.13649), equation 1, for the generalised Jensen-Shannon divergenc
 """
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ def cross_entropy_sum(logits: Tensor, labels: Tensor) -> Tensor:
 
     Args:
         logits: (tokens, vocabulary), any floating dtype.
-        labels: (tokens,) int64.
+        labels: (tokens,) int64; a token whose label is -100 adds nothing.
     """
     return functional.cross_entropy(logits.float(), labels, reduction="sum")
 
@@ -33,16 +33,18 @@ def divergence_sum(student: Tensor, teacher: Tensor, kind: Divergence, beta: flo
         student: (tokens, outcomes) fp32 log-probabilities; -inf where an outcome is impossible.
         teacher: the same of the teacher.
         kind: "forward_kl" is KL(teacher || student), "reverse_kl" KL(student || teacher), "jsd" the generalised
-            Jensen-Shannon divergence beta KL(teacher || m) + (1 - beta) KL(student || m), m = beta teacher + (1 - beta)
-            student.
+            Jensen-Shannon divergence beta KL(teacher || m) + (1 - beta) KL(student || m) with the mixture
+            m = beta teacher + (1 - beta) student.
         beta: in (0, 1), for "jsd" alone.
     """
     if kind == "forward_kl":
-        return _kl_sum(teacher, student)
+        return _KL.apply(teacher, student)
     if kind == "reverse_kl":
-        return _kl_sum(student, teacher)
-    mixture = torch.logaddexp(teacher + math.log(beta), student + math.log1p(-beta))
-    return beta * _kl_sum(teacher, mixture) + (1 - beta) * _kl_sum(student, mixture)
+        return _KL.apply(student, teacher)
+    # Finite, because the gradient of logaddexp is not a number where both are -inf.
+    finite_teacher, finite_student = (each.clamp(min=torch.finfo(each.dtype).min) for each in (teacher, student))
+    mixture = torch.logaddexp(finite_teacher + math.log(beta), finite_student + math.log1p(-beta))
+    return beta * _KL.apply(teacher, mixture) + (1 - beta) * _KL.apply(student, mixture)
 
 
 def log_probabilities(logits: Tensor, temperature: float) -> Tensor:
@@ -81,11 +83,24 @@ def distance_sum(student: Tensor, teacher: Tensor, kind: Distance) -> Tensor:
     return (1 - functional.cosine_similarity(student, teacher, dim=-1)).sum()
 
 
-def _kl_sum(first: Tensor, second: Tensor) -> Tensor:
-    """Sum of p (log p - log q); an outcome that is impossible in both, or in p, adds nothing."""
-    impossible = first.isneginf()
-    difference = first.masked_fill(impossible, 0) - second.masked_fill(impossible, 0)
-    return (first.exp() * difference).sum()
+class _KL(torch.autograd.Function):
+    """Sum of p (log p - log q), of log p and log q; an outcome that is impossible in p adds nothing.
+
+    Written out because autograd would go over the logits of a large vocabulary twice as often.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, first: Tensor, second: Tensor) -> Tensor:
+        p = first.exp()
+        difference = (first - second).masked_fill_(p == 0, 0)
+        ctx.save_for_backward(p, difference)
+        return (p * difference).sum()
+
+    @staticmethod
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        p, difference = ctx.saved_tensors
+        by_first = scale * p * (difference + 1) if ctx.needs_input_grad[0] else None
+        return by_first, -scale * p if ctx.needs_input_grad[1] else None
 
 
 def _logsumexp(values: Tensor) -> Tensor:

@@ -10,6 +10,11 @@ from ..backbone.text_config import text_value
 from ..errors import UserInputError
 
 
+# They are not called themselves, so nothing can be put in their place.
+LISTS = (nn.ModuleList, nn.ModuleDict)
+OF_ARCHITECTURES = ("transformers.models.", "transformers_modules.")
+
+
 @dataclass(frozen=True)
 class Parts:
     """Names of modules and parameters, as in the plain model.
@@ -20,7 +25,7 @@ class Parts:
         projector: modules between vision tower and backbone, none inside another.
         projector_parameters: all their parameters, and single ones that stand between the two.
         backbone_parameters: of decoder, token embeddings and head.
-        linears: modules of the decoder layers that are linear maps.
+        linears: modules of the decoder layers that are linear maps and nothing else.
     """
 
     tower: str | None
@@ -54,7 +59,7 @@ def parts_of(model: PreTrainedModel, backbone: Backbone) -> Parts:
             "it cannot be recovered here."
         )
     layers = model.get_submodule(backbone.layers_prefix)
-    linears = [f"{backbone.layers_prefix}.{name}" for name, m in layers.named_modules() if isinstance(m, nn.Linear)]
+    linears = [f"{backbone.layers_prefix}.{name}" for name, m in layers.named_modules() if _is_linear(m)]
     home = None if tower is None else _name_of(model, tower)
     return Parts(home, frozenset(seeing), modules, frozenset(between), frozenset(language), linears)
 
@@ -81,7 +86,7 @@ def _covering(model: nn.Module, parameters: set[str]) -> list[str]:
     for name, module in model.named_modules():
         own = [f"{name}.{inner}" if name else inner for inner, _ in module.named_parameters()]
         inside_other = any(name.startswith(other + ".") for other in found)
-        if own and not inside_other and parameters.issuperset(own):
+        if own and not inside_other and not isinstance(module, LISTS) and parameters.issuperset(own):
             found.append(name)
     return found
 
@@ -91,10 +96,15 @@ def _mergers(model: nn.Module, tower: nn.Module, hidden_size: int) -> list[str]:
     home = _name_of(model, tower)
     lists = [m for m in tower.modules() if isinstance(m, nn.ModuleList)]
     layers = max(lists, key=len)
-    return [
-        f"{home}.{name}"
-        for name, child in tower.named_children()
-        if child is not layers
-        and all(inner is not layers for inner in child.modules())
-        and any(isinstance(m, nn.Linear) and m.out_features == hidden_size for m in child.modules())
-    ]
+    found = []
+    for name, child in tower.named_children():
+        ends = any(isinstance(m, nn.Linear) and m.out_features == hidden_size for m in child.modules())
+        if ends and all(inner is not layers for inner in child.modules()):
+            members = [f"{name}.{i}" for i, _ in child.named_children()] if isinstance(child, LISTS) else [name]
+            found += [f"{home}.{member}" for member in members]
+    return found
+
+
+def _is_linear(module: nn.Module) -> bool:
+    """Whether it gives its product alone; an architecture's own kind, such as Llama 4's router, gives more."""
+    return isinstance(module, nn.Linear) and not type(module).__module__.startswith(OF_ARCHITECTURES)

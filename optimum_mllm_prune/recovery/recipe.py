@@ -52,8 +52,8 @@ class Recipe:
         _one_of("distance", self.distance, get_args(Distance))
         _one_of("logits_tokens", self.logits_tokens, ("answer", "text"))
         _one_of("hidden_tokens", self.hidden_tokens, TOKENS)
-        if not self.temperature > 0:
-            raise UserInputError(f"temperature must be above 0, got {self.temperature}.")
+        if not 0 < self.temperature < float("inf"):
+            raise UserInputError(f"temperature must be a number above 0, got {self.temperature}.")
         if not 0 < self.beta < 1:
             raise UserInputError(f"jsd_beta must lie between 0 and 1, got {self.beta}.")
 
@@ -82,8 +82,11 @@ def loss_weights(loss: str) -> dict[str, float]:
     weights = {}
     for entry in loss.split(","):
         term, _, number = entry.partition("=")
-        _one_of("loss term", term.strip(), TERMS)
-        weights[term.strip()] = _weight(term.strip(), number)
+        term = term.strip()
+        _one_of("loss term", term, TERMS)
+        if term in weights:
+            raise UserInputError(f"loss '{loss}' names the term '{term}' twice: name it once.")
+        weights[term] = _weight(term, number)
     if not any(weights.values()):
         raise UserInputError(f"loss '{loss}' is always zero: give at least one term a weight.")
     return {term: weight for term, weight in weights.items() if weight}

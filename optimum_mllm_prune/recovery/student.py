@@ -1,6 +1,7 @@
 """What trains: projector alone, adapters in the backbone with the projector in full, or all of both."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from accelerate import init_empty_weights
@@ -10,7 +11,7 @@ from transformers import PreTrainedModel
 
 from ..backbone import Backbone
 from .arguments import RecoveryArguments
-from .parts import Parts, parts_of
+from .parts import parts_of
 
 
 BRIDGE = "recovery_bridge"
@@ -41,6 +42,7 @@ class Student:
         self.base = base
         self.backbone = Backbone.of(base)
         self.parts = parts_of(base, self.backbone)
+        self._formats = {name: parameter.dtype for name, parameter in base.named_parameters()}
         self._lora: LoraConfig | None = None
         self.model: PreTrainedModel | PeftModel = self._made_ready(args, bridge or {})
 
@@ -50,17 +52,22 @@ class Student:
         return self.base.get_submodule(self.backbone.layers_prefix)
 
     @property
-    def bridge(self) -> nn.Module | None:
+    def bridge(self) -> nn.ModuleDict | None:
         """The bridge as it trains; None where hidden sizes are equal."""
         return getattr(self.base, BRIDGE, None)
 
     def is_projector(self, name: str) -> bool:
         """Whether a parameter of `model` belongs to the projector."""
-        plain = name.removeprefix("base_model.model.").replace("modules_to_save.default.", "")
-        return plain in self.parts.projector_parameters
+        return _plain_name(name) in self.parts.projector_parameters
+
+    def behind_images(self) -> list[nn.Parameter]:
+        """What trains of projector and vision tower: a batch without images does not reach it."""
+        seeing = self.parts.projector_parameters | self.parts.tower_parameters
+        named = [(_plain_name(name), parameter) for name, parameter in self.model.named_parameters()]
+        return [parameter for name, parameter in named if parameter.requires_grad and name in seeing]
 
     def plain(self, state: Mapping[str, Tensor] | None = None) -> PreTrainedModel:
-        """The trained model without adapters, bridge or wrappers; ends the training of `model`.
+        """The trained model without adapters, bridge or wrappers, in its own format; ends the training of `model`.
 
         Args:
             state: whole weights of `model`, where it holds but a shard of them: then a new model is made of them.
@@ -70,6 +77,8 @@ class Student:
             model = model.merge_and_unload()
         if hasattr(model, BRIDGE):
             delattr(model, BRIDGE)
+        for name, parameter in model.named_parameters():
+            parameter.data = parameter.data.to(self._formats[name])
         return model.eval().requires_grad_(False)
 
     def _made_ready(self, args: RecoveryArguments, bridge: Mapping[str, tuple[int, int]]) -> nn.Module:
@@ -98,7 +107,7 @@ class Student:
     def _with_adapters(self, args: RecoveryArguments) -> PeftModel:
         whole = [self.parts.tower] if args.train_vision and self.parts.tower else []
         whole += [name for name in self.parts.projector if not (whole and name.startswith(whole[0] + "."))]
-        whole += [BRIDGE] if hasattr(self.base, BRIDGE) else []
+        whole += [f"{BRIDGE}.{name}" for name in self.bridge or ()]
         self._lora = LoraConfig(
             r=args.lora_r,
             lora_alpha=args.lora_alpha,
@@ -110,13 +119,20 @@ class Student:
 
     def _with_state(self, state: Mapping[str, Tensor]) -> PreTrainedModel | PeftModel:
         with init_empty_weights(include_buffers=False):
-            fresh = type(self.base)._from_config(self.base.config, dtype=self.base.dtype)
+            plain = type(self.base)._from_config(self.base.config, dtype=self.base.dtype)
+            fresh = plain
             if self._lora is not None:
-                fresh = get_peft_model(fresh, self._lora, autocast_adapter_dtype=False)
+                whole = [name for name in self._lora.modules_to_save if not name.startswith(BRIDGE)]
+                fresh = get_peft_model(plain, replace(self._lora, modules_to_save=whole), autocast_adapter_dtype=False)
         kept = {name: tensor for name, tensor in state.items() if BRIDGE not in name}
         fresh.load_state_dict(kept, strict=True, assign=True)
-        fresh.generation_config = self.base.generation_config
+        plain.tie_weights()
+        plain.generation_config = self.base.generation_config
         return fresh
+
+
+def _plain_name(name: str) -> str:
+    return name.removeprefix("base_model.model.").replace("modules_to_save.default.", "")
 
 
 def trained_parameters(model: nn.Module) -> tuple[int, int]:

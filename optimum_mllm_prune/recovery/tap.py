@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..backbone.text_config import text_value
-from .head import logit_transform
+from .head import Head, logit_transform
 
 
 @dataclass
@@ -21,13 +21,11 @@ class Tapped:
         final: (rows, length, hidden), what the head would have read.
         layers: layer number to (rows, length, hidden), what that layer gave.
         head: states (tokens, hidden) to logits (tokens, vocabulary), as the model makes them.
-        parameters: of the head.
     """
 
     final: Tensor
     layers: dict[int, Tensor]
-    head: Callable[[Tensor], Tensor]
-    parameters: list[nn.Parameter]
+    head: Head
 
 
 Objective = Callable[[Tapped], Any]
@@ -46,6 +44,7 @@ class Tap:
         self.model = model
         self.layers = {number: layers[number] for number in watched}
         self._forward = model.forward
+        self._before: Callable[..., Any] | None = None
         self._transform: Callable[[Tensor], Tensor] | None = None
 
     def install(self) -> None:
@@ -59,11 +58,16 @@ class Tap:
                 return self._forward(*args, **inputs)
             return objective(self(**inputs))
 
+        # accelerate's hooks, of a model spread over devices, stand in the same place.
+        self._before = self.model.__dict__.get("forward")
         self.model.forward = types.MethodType(forward, self.model)
 
     def remove(self) -> None:
-        """Give the model its own forward back."""
-        self.model.__dict__.pop("forward", None)
+        """Give the model back the forward that it had."""
+        if self._before is None:
+            self.model.__dict__.pop("forward", None)
+        else:
+            self.model.forward = self._before
 
     def __call__(self, **inputs: Any) -> Tapped:
         """Run the model. `inputs` as its forward takes them."""
@@ -88,8 +92,7 @@ class Tap:
         if self._transform is None:
             cap = text_value(self.model.config, "final_logit_softcapping")
             self._transform = logit_transform(seen["raw"][0], logits[0], cap)
-        transform = self._transform
-        return Tapped(seen["final"], layers, lambda states: transform(head(states)), list(head.parameters()))
+        return Tapped(seen["final"], layers, Head(head, self._transform))
 
 
 def _keep(layers: dict[int, Tensor], number: int) -> Callable[[nn.Module, Any, Tensor | tuple], None]:

@@ -31,3 +31,8 @@ def positions(modality: Tensor, tokens: Tokens) -> Tensor:
 def counts(modality: Tensor) -> Tensor:
     """(3,) int64: how many positions each of `TOKENS` has."""
     return torch.stack([positions(modality, tokens).sum() for tokens in TOKENS])
+
+
+def answer_tokens(ids: Tensor, modality: Tensor) -> Tensor:
+    """(tokens,): the tokens that follow the answer positions, row by row. `ids` and `modality` are (rows, length)."""
+    return ids[:, 1:][positions(modality, "answer")[:, :-1]]

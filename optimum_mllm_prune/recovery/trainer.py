@@ -8,15 +8,17 @@ import torch
 from optimum.utils import logging
 from torch import Tensor
 from torch.utils.data import Sampler
-from transformers import PreTrainedModel, ProcessorMixin, Trainer
+from transformers import PreTrainedModel, ProcessorMixin, Trainer, set_seed
 from transformers.trainer import TRAINING_ARGS_NAME
 
 from ..backbone.text_config import text_value
+from ..calibration.batches import Modality
 from ..calibration.rows import Rows, open_rows
 from ..errors import UserInputError
 from ..planning import PruningPlan
 from .arguments import RecoveryArguments
 from .batching import HomogeneousSampler, NumberedRows, RowCollator
+from .cached_teacher import CachedTeacher
 from .few_data import draw_few
 from .objective import BatchObjective
 from .recipe import TERMS, Recipe
@@ -70,9 +72,16 @@ class RecoveryTrainer(Trainer):
             raise UserInputError("rows cannot be read without a processor: give processing_class.")
         if args.n_gpu > 1 and not getattr(model, "hf_device_map", None):
             raise UserInputError("several GPUs in one process: start with `accelerate launch`, or show it one GPU.")
+        # Adapters are random, and made before Trainer sets its seed.
+        set_seed(args.seed)
         self.recipe: Recipe = args.recipe()
         self.layer_map = _layer_map(model, plan) if self.recipe.weight("layers") else []
         self.teacher = self._ready_teacher(teacher, model)
+        if eval_dataset is not None and isinstance(self.teacher, CachedTeacher):
+            raise UserInputError(
+                "a cache holds what the teacher said of the rows to train on alone: leave the held-out rows out, or "
+                "keep the teacher in memory."
+            )
         self.student = Student(model, args, self._bridge_sizes(model))
         self.tap = Tap(model, self.student.layers, [own for own, _ in self.layer_map])
         self.tap.install()
@@ -94,7 +103,7 @@ class RecoveryTrainer(Trainer):
         if is_half(self.student.model):
             logger.warning("Weights train in 16 bits, where small updates are lost: load in float32, or set bf16.")
         self._terms = torch.zeros(len(TERMS))
-        self._terms_since = 0
+        self._terms_of: set[int] = set()
 
     def compute_loss(
         self,
@@ -110,11 +119,12 @@ class RecoveryTrainer(Trainer):
             inputs: a batch of `RowCollator`.
             return_outputs: also give the terms, by name.
             num_items_in_batch: (3,) positions of each of `tokens.TOKENS` in the whole step, as `get_batch_samples`
-                counts them; a single number stands for all three; None counts this batch.
+                counts them; a single number stands for all three; None, or evaluation, counts this batch.
         """
         labels, modality, rows = (inputs[name] for name in OWN_INPUTS)
         seen = {name: value for name, value in inputs.items() if name not in OWN_INPUTS}
-        number = counts(modality) if num_items_in_batch is None else num_items_in_batch
+        whole_step = model.training and num_items_in_batch is not None
+        number = num_items_in_batch if whole_step else counts(modality)
         objective = BatchObjective(
             recipe=self.recipe,
             labels=labels,
@@ -123,12 +133,14 @@ class RecoveryTrainer(Trainer):
             guidance=self.teacher.guide(seen, modality, rows, self.recipe) if self.teacher else None,
             layer_map=self.layer_map,
             bridge=self.student.bridge,
+            unreached=tuple if (modality == Modality.IMAGE).any() else self.student.behind_images,
         )
         loss, terms = model(**self._as_student_reads(seen), objective=objective)
-        scale = self._processes_to_average() if num_items_in_batch is not None else 1
+        scale = self._processes_to_average() if whole_step else 1
         loss, terms = loss * scale, terms * scale
         if model.training:
-            self._terms += terms.detach().cpu()
+            self._terms = self._terms.to(terms.device) + terms
+            self._terms_of.add(self.state.global_step)
         return (loss, dict(zip(TERMS, terms, strict=True))) if return_outputs else loss
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list, Tensor]:
@@ -154,11 +166,11 @@ class RecoveryTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """As Trainer's, with every term of the loss beside its sum."""
         if "loss" in logs:
-            steps = max(self.state.global_step - self._terms_since, 1)
-            terms = self.accelerator.gather(self._terms.to(self.accelerator.device).unsqueeze(0)).mean(dim=0) / steps
+            terms = self.accelerator.gather(self._terms.to(self.accelerator.device).unsqueeze(0)).mean(dim=0)
+            terms /= max(len(self._terms_of), 1)
             logs |= {f"loss_{name}": terms[TERMS.index(name)].item() for name in self.recipe.weights}
             self._terms.zero_()
-            self._terms_since = self.state.global_step
+            self._terms_of.clear()
         super().log(logs, start_time)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
@@ -202,16 +214,28 @@ class RecoveryTrainer(Trainer):
             self.processing_class.save_pretrained(output_dir or self.args.output_dir)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        super()._save(output_dir, state_dict)
+        folder = output_dir or self.args.output_dir
+        if isinstance(self.model, PreTrainedModel) and self.args.should_save:
+            # Trainer resumes by the names in memory; under those of the Hub it would find nothing, and only warn.
+            self.model.save_pretrained(folder, state_dict=state_dict, save_original_format=False)
+            self.processing_class.save_pretrained(folder)
+        else:
+            super()._save(folder, state_dict)
         # A pickle, which nothing reads again.
-        (Path(output_dir or self.args.output_dir) / TRAINING_ARGS_NAME).unlink(missing_ok=True)
+        (Path(folder) / TRAINING_ARGS_NAME).unlink(missing_ok=True)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
-        numbered = train_dataset or self.train_dataset
-        flags = numbered.rows.have_images()
+        flags = (train_dataset or self.train_dataset).rows.have_images()
         if len(set(flags)) == 1:
             return super()._get_train_sampler(train_dataset)
-        return HomogeneousSampler(flags, self.args.train_batch_size)
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return HomogeneousSampler(flags, self.args.train_batch_size, seed)
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Sampler | None:
+        flags = eval_dataset.rows.have_images()
+        if len(set(flags)) == 1:
+            return super()._get_eval_sampler(eval_dataset)
+        return HomogeneousSampler(flags, self.args.eval_batch_size, seed=None)
 
     def _ready_teacher(self, teacher: Any, model: PreTrainedModel) -> Teacher | None:
         if not self.recipe.needs_teacher:
@@ -260,6 +284,6 @@ def _layer_map(model: PreTrainedModel, plan: PruningPlan | None) -> Sequence[tup
     depth = text_value(model.config, "num_hidden_layers")
     if len(plan.kept_layers) != depth:
         raise UserInputError(
-            f"the plan leaves {len(plan.kept_layers)} layers and the model has {depth}: give the plan it was pruned by."
+            f"the plan leaves {len(plan.kept_layers)} layers, the model has {depth}: give the plan it was pruned by."
         )
     return list(enumerate(plan.kept_layers))

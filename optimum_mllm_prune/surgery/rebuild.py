@@ -6,7 +6,7 @@ from accelerate import dispatch_model, init_empty_weights
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..backbone import Backbone, Group, NotExpressibleError, with_layouts
+from ..backbone import Backbone, Group, NotExpressibleError, refuse_offloaded, with_layouts
 from ..backbone.skeleton import attention_implementations
 from ..errors import UserInputError
 from ..planning import PruningPlan
@@ -20,21 +20,20 @@ def pruned_model(model: PreTrainedModel, backbone: Backbone, plan: PruningPlan) 
     reload of its checkpoint will be. Its tensors are assigned, not copied.
 
     Args:
-        model: the original, on one device or spread by a device map, nothing offloaded to disk.
+        model: the original, on one device or spread by a device map, nothing offloaded.
         backbone: of `model`.
         plan: made for `model`.
 
     Raises:
-        UserInputError: the plan does not fit the model.
+        UserInputError: the plan does not fit the model, or some weights are offloaded.
     """
+    refuse_offloaded(model)
     sizes = plan.sizes(backbone)
     try:
         backbone.built(sizes)
         groups = _located_groups(model, backbone, plan)
     except NotExpressibleError as error:
         raise UserInputError(f"this architecture's config cannot express the plan: {error}") from error
-    if any(parameter.is_meta for parameter in model.parameters()):
-        raise UserInputError("some weights are offloaded: load the model without disk offload (another device_map).")
     fresh = _empty_model(model, backbone, plan)
     device, device_map = model.device, getattr(model, "hf_device_map", None)
     state = dict(take_sliced(model, backbone, plan, cuts_of(plan, groups)))

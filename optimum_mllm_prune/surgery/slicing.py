@@ -31,17 +31,11 @@ def take_sliced(model: nn.Module, backbone: Backbone, plan: PruningPlan, cuts: C
     of `model` cannot be used any more.
     """
     kept = plan.kept_layers
-    shared: dict[int, Tensor] = {}
     for name in tqdm(list(model.state_dict()), desc="Pruning", unit="tensor", leave=False):
         tensor = _take(model, name)
         renamed = backbone.renamed(name, kept)
-        if renamed is None:
-            continue
-        if name not in cuts:
-            # Tied tensors stay one tensor.
-            yield renamed, shared.setdefault(id(tensor), tensor)
-        else:
-            yield renamed, _sliced(tensor, cuts[name])
+        if renamed is not None:
+            yield renamed, _sliced(tensor, cuts.get(name, []))
 
 
 def _sliced(tensor: Tensor, cuts: list[tuple[Axis, list[int]]]) -> Tensor:

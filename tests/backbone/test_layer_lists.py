@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optimum_mllm_prune.backbone.layer_lists import layer_changes
+from optimum_mllm_prune.backbone.layer_lists import layer_changes, named_layers, outer_changes
 
 
 def changed(key, value, num_layers, kept):
@@ -29,6 +29,9 @@ def changed(key, value, num_layers, kept):
         ("num_kv_shared_layers", 1, 0),
         ("num_kv_shared_layers", 2, 1),
         ("per_layer_config", {"0": "a", "2": "c", "3": "d"}, {"0": "a", "1": "c"}),
+        ("per_layer_config", {"00": "a", "02": "c", "03": "d"}, {"00": "a", "01": "c"}),
+        ("per_layer_config", {"1": "b"}, {}),
+        ("per_layer_config", {}, {}),
     ],
 )
 def test_what_goes_by_layer_goes_with_the_layers(key, value, expected):
@@ -66,6 +69,28 @@ def test_only_changes_are_reported():
 
 def test_of_two_layers_zero_and_one_are_flags():
     assert changed("no_rope_layers", [0, 1], 2, [1]) == [1]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "named", "expected"),
+    [
+        ("spatial_target_layers", [6, 2, 4], [6, 2, 4], [4, 1, 2]),
+        ("deepstack_layer_map", [[1, 2], [-2, 6]], [2, 6], [[1, 1], [-2, 4]]),
+        ("deepstack_layer_map", [(1, 2)], [2], [[1, 1]]),
+        # Such a layer is not there.
+        ("spatial_target_layers", [2, 12], [2], [1, 12]),
+        ("spatial_target_layers", [12, 15], [], None),
+        ("spatial_target_layers", None, [], None),
+        ("vision_feature_layer", [2, 4], [], None),
+        ("spatial_vision_layers", [2, 4], [], None),
+        ("image_grid_pinpoints", [[2, 4]], [], None),
+        ("layer_flags", [True, False], [], None),
+        ("layer_names", ["a", "b"], [], None),
+    ],
+)
+def test_keys_beside_the_text_config_that_name_layers(key, value, named, expected):
+    assert named_layers(key, value, 8) == named
+    assert outer_changes({key: value}, 8, [0, 2, 4, 5, 6]).get(key) == expected
 
 
 depth_and_kept = st.integers(3, 12).flatmap(

@@ -39,6 +39,24 @@ def test_queries_keys_and_values_one_after_the_other(family):
     assert segments(heads, QKV) == (Segment(0, 16), Segment(64, 8), Segment(96, 8))
 
 
+@pytest.mark.parametrize("padding", [0.0, 0.1], ids=["zeros", "alike"])
+@pytest.mark.parametrize("kind", ["heads", "channels"])
+def test_rows_that_pad_the_vocabulary_are_not_looked_at(kind, padding):
+    model = FAMILIES["llava_phi3"].build()
+    with torch.no_grad():
+        model.get_input_embeddings().weight[-30:] = padding
+    for site in with_layouts(getattr(Backbone.of(model), kind), model).sites:
+        assert all(axis.segments is not None for axis in site.axes)
+
+
+def test_embeddings_of_zeros_alone_are_refused():
+    model = FAMILIES["llava_phi3"].build()
+    with torch.no_grad():
+        model.get_input_embeddings().weight[3:] = 0
+    with pytest.raises(NotExpressibleError, match="fewer than four of its token embeddings are not zero"):
+        with_layouts(Backbone.of(model).heads, model)
+
+
 @pytest.mark.parametrize("family", ["llava_phi3", "glm4v", "glm_ocr"])
 def test_gates_before_ups(family):
     model = FAMILIES[family].build()

@@ -117,6 +117,18 @@ def conversation(*roles_and_texts):
             "Row 3 has content of type 'video'; only image and text can be used.",
         ),
         (
+            {"messages": [{"role": "user", "content": [3]}]},
+            "Row 3 has content of type 'int'; only image and text can be used.",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [None]}]},
+            "Row 3 has content of type 'NoneType'; only image and text can be used.",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": 3}]}]},
+            "Row 3 has content of type 'text'; only image and text can be used.",
+        ),
+        (
             {"messages": "What?"},
             'Row 3 has a conversation that is no list of turns; write it as a list of {"role": ..., "content": ...}.',
         ),

@@ -1,6 +1,8 @@
 import base64
 import json
+import logging
 from io import BytesIO
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -237,3 +239,63 @@ def test_synthetic_row_is_noise_of_its_seed():
     assert first["images"][0].size == (64, 48)
     assert np.array_equal(first["images"][0], synthetic_row()["images"][0])
     assert not np.array_equal(first["images"][0], second["images"][0])
+
+
+class TestDamaged:
+    """Files that end too early or say nothing that can be read."""
+
+    @pytest.fixture
+    def saved(self, tmp_path):
+        arrow(20).save_to_disk(tmp_path / "rows")
+        return tmp_path / "rows"
+
+    DAMAGED = "Dataset folder 'rows' is damaged or incomplete; write it again with save_to_disk."
+
+    @pytest.mark.parametrize("kept", [10, 100, 1000, -200])
+    def test_arrow_cut_short(self, saved, kept):
+        file = next(saved.glob("*.arrow"))
+        file.write_bytes(file.read_bytes()[:kept])
+        assert error_line(saved) == self.DAMAGED
+
+    def test_arrow_gone(self, saved):
+        next(saved.glob("*.arrow")).unlink()
+        assert error_line(saved) == self.DAMAGED
+
+    @pytest.mark.parametrize("text", ["{", "[]", "{}", "3", "null", '{"_data_files": 3}', '{"_data_files": [{}]}'])
+    def test_state(self, saved, text):
+        (saved / "state.json").write_text(text)
+        assert error_line(saved) == self.DAMAGED
+
+    @pytest.mark.parametrize("text", ["{", "[]", '{"splits": ["train"]}', '{"splits": 3}'])
+    def test_splits(self, tmp_path, text):
+        (tmp_path / "rows").mkdir()
+        (tmp_path / "rows" / "dataset_dict.json").write_text(text)
+        assert error_line(tmp_path / "rows") == self.DAMAGED
+
+    @pytest.mark.parametrize("name", ["rows.jsonl", "rows.json"])
+    def test_another_encoding(self, tmp_path, name):
+        text = json.dumps({"question": "Où?", "answer": "Là."}, ensure_ascii=False)
+        (tmp_path / name).write_bytes(text.encode("latin-1"))
+        assert error_line(tmp_path / name) == f"Dataset file '{name}' is not UTF-8 text; save it as UTF-8."
+
+    def test_no_right_to_read(self, tmp_path, monkeypatch):
+        # Tests may run as root, who may read anything.
+        def refuse(self, **_):
+            raise PermissionError(13, "Permission denied", str(self))
+
+        (tmp_path / "rows.jsonl").write_text("{}")
+        monkeypatch.setattr(Path, "read_text", refuse)
+        assert error_line(tmp_path / "rows.jsonl") == (
+            "Dataset file 'rows.jsonl' cannot be read (Permission denied); change its rights or give another."
+        )
+
+    def test_a_corrupt_parquet_file_says_no_more_than_its_line(self, tmp_path, caplog):
+        (tmp_path / "rows.parquet").write_bytes(b"words" * 100)
+        caplog.set_level(logging.WARNING)
+        logging.getLogger("datasets").propagate = True
+        try:
+            line = error_line(tmp_path / "rows.parquet", cache_dir=str(tmp_path / "cache"))
+        finally:
+            logging.getLogger("datasets").propagate = False
+        assert line == "Dataset file 'rows.parquet' is not a readable parquet file; write it again."
+        assert caplog.text == ""

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import stat
 from collections import namedtuple
 from pathlib import Path
@@ -88,6 +89,37 @@ class TestAtomicFolder:
         assert names(old) == ["old.txt"]
         assert names(old.parent) == ["out"]
 
+    @pytest.mark.parametrize("moment", ["old aside", "new in place"])
+    def test_ctrl_c_does_not_cut_the_swap_in_two(self, old, monkeypatch, moment):
+        rename, renamed = Path.rename, []
+
+        def interrupting(self, target):
+            done = rename(self, target)
+            renamed.append(target)
+            if len(renamed) == ["old aside", "new in place"].index(moment) + 1:
+                os.kill(os.getpid(), signal.SIGINT)
+            return done
+
+        monkeypatch.setattr(Path, "rename", interrupting)
+        with pytest.raises(KeyboardInterrupt, match=r"^'.*/out' is complete$"), atomic_folder(old) as folder:
+            fill(folder)
+        assert names(old) == ["new.txt"]
+        assert names(old.parent) == ["out"]
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+    def test_a_second_ctrl_c_does_not_leave_half_a_folder(self, tmp_path, monkeypatch):
+        rmtree = shutil.rmtree
+
+        def interrupting(folder, **options):
+            os.kill(os.getpid(), signal.SIGINT)
+            rmtree(folder, **options)
+
+        monkeypatch.setattr(shutil, "rmtree", interrupting)
+        with pytest.raises(KeyboardInterrupt), atomic_folder(tmp_path / "out") as folder:
+            fill(folder)
+            raise KeyboardInterrupt
+        assert names(tmp_path) == []
+
     def test_a_link_is_replaced_and_its_target_kept(self, old, tmp_path):
         (tmp_path / "link").symlink_to(old, target_is_directory=True)
         with atomic_folder(tmp_path / "link") as folder:
@@ -140,6 +172,32 @@ class TestCheckOutput:
         monkeypatch.chdir(tmp_path / "inner")
         with pytest.raises(UserInputError, match="holds the folder you are in"):
             check_output(output, overwrite=True)
+
+    def test_a_link_to_nothing(self, tmp_path):
+        (tmp_path / "out").symlink_to(tmp_path / "gone")
+        with pytest.raises(UserInputError, match="is a link to nothing: remove it or name another folder"):
+            check_output(tmp_path / "out", overwrite=True)
+
+    @pytest.mark.parametrize("output", ["all", "all/model", "link", "all/model/.."])
+    @pytest.mark.parametrize("overwrite", [True, False])
+    def test_never_what_holds_a_source(self, tmp_path, monkeypatch, output, overwrite):
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "all" / "model").mkdir(parents=True)
+        (tmp_path / "all" / "model" / "config.json").write_text("{}")
+        (tmp_path / "link").symlink_to(tmp_path / "all" / "model")
+        with pytest.raises(UserInputError) as error:
+            check_output(output, overwrite, sources=[None, "me/on-the-hub", "all/model"])
+        assert str(error.value) == f"'{output}' holds 'all/model', which this run reads: name another folder."
+
+    def test_never_what_holds_a_link_to_a_source(self, old, tmp_path):
+        (tmp_path / "rows").mkdir()
+        (old / "rows").symlink_to(tmp_path / "rows")
+        with pytest.raises(UserInputError, match="which this run reads"):
+            check_output(old, overwrite=True, sources=[old / "rows"])
+
+    def test_a_folder_beside_or_inside_a_source_may_be_written(self, old, tmp_path):
+        assert check_output(tmp_path / "out2", overwrite=True, sources=[old])
+        assert check_output(old / "pruned", overwrite=True, sources=[old])
 
     @pytest.mark.parametrize(("needed", "enough"), [(1000, True), (1001, False)])
     def test_room_on_the_disk(self, tmp_path, monkeypatch, needed, enough):

@@ -21,7 +21,7 @@ from optimum_mllm_prune.checkpoint import (
 )
 
 
-HEADINGS = ["How to load it", "What was removed", "How it was made", "Verification", "Limits", "Citation"]
+HEADINGS = ["How to load it", "What was removed", "How it was made", "Recovery", "Verification", "Limits", "Citation"]
 CALIBRATION = {
     "dataset": "me/rows",
     "split": None,
@@ -48,7 +48,9 @@ def report_of(plan, calibration=None, equal=True):
         ratio=plan.ratio,
         size_bytes={"before": 10_642_688, "after": 8_799_488},
         notes=plan.notes,
-        verification=Verification(0.0, [], [], equal, True, "image + text", "LlavaForConditionalGeneration"),
+        verification=Verification(
+            0.0, [], [], equal, None if equal is None else 2e-7, True, "image + text", "LlavaForConditionalGeneration"
+        ),
         timings_seconds={"load": 0.5, "saving": 0.25},
         peak_memory_bytes=peak_memory(),
         calibration=calibration,
@@ -73,6 +75,7 @@ class TestReport:
             "missing_keys",
             "unexpected_keys",
             "generated_tokens_equal",
+            "cache_logit_difference",
             "without_package",
             "inputs",
             "model_class",
@@ -109,7 +112,7 @@ class TestCard:
         text = str(card)
         found = sections(text)
         assert list(found) == HEADINGS
-        assert all(len(content.strip()) > 40 for content in found.values())
+        assert all(len(content.strip()) > 30 for content in found.values())
         assert not re.search(r"\bNone\b|\{\{|\}\}|\{%|%\}|Undefined|\bnan\b", text)
         assert "# small\n" in text
         assert (command in found["How it was made"]) if command else ("```bash" not in text)
@@ -147,6 +150,18 @@ class TestCard:
             assert note in found["What was removed"]
         assert "decoder layers" not in found["What was removed"]
 
+    def test_scores_are_named_only_where_they_lie_beside_it(self, plans):
+        for with_scores in (True, False):
+            card = model_card("small", plans["width"], report_of(plans["width"]), None, with_scores)
+            assert ("pruning_scores.safetensors" in str(card)) == with_scores
+
+    def test_generation(self, plans):
+        text = str(model_card("small", plans["width"], report_of(plans["width"]), None))
+        assert "| generation with and without a cache | the same tokens |" in text
+        assert "| largest difference of its logits in float32, as a share of the largest | 2.0e-07 |" in text
+        text = str(model_card("small", plans["width"], report_of(plans["width"], equal=False), None))
+        assert "| generation with and without a cache | other tokens where two logits tie |" in text
+
     def test_where_the_scores_come_from(self, plans):
         def told(**changes):
             plan = replace(plans["width"], **changes)
@@ -177,6 +192,35 @@ class TestLicense:
         assert license_of(str(tmp_path)) is None
         (tmp_path / CARD_NAME).write_text("# A model\n")
         assert license_of(str(tmp_path)) is None
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "---\nlicense: [mit\n---\n",
+            "---\n- a list\n---\n",
+            "---\nlicense: 3\n---\n",
+            "---\nlicense:\n  name: mit\n---\n",
+            "---\n: : :\n\t- x\n---\n",
+        ],
+    )
+    def test_metadata_that_cannot_be_read(self, tmp_path, text):
+        (tmp_path / CARD_NAME).write_text(text)
+        assert license_of(str(tmp_path)) is None
+
+    def test_not_utf_8(self, tmp_path):
+        (tmp_path / CARD_NAME).write_bytes(b"\xff\xfe")
+        assert license_of(str(tmp_path)) is None
+
+    def test_of_the_hub(self, tmp_path, monkeypatch):
+        (tmp_path / CARD_NAME).write_text("---\nlicense: mit\n---\n")
+        hub = {"revision": "v1", "token": "t", "cache_dir": "c"}
+
+        def fetch(repo_id, name, **options):
+            assert (repo_id, name, options) == ("me/large", CARD_NAME, hub)
+            return str(tmp_path / name)
+
+        monkeypatch.setattr("optimum_mllm_prune.checkpoint.card.hf_hub_download", fetch)
+        assert license_of("me/large", **hub) == "mit"
 
     def test_the_hub_cannot_be_reached(self):
         assert license_of("no-such/model") is None

@@ -59,7 +59,7 @@ def save_rows(folder: Path) -> Path:
 
 def tree(folder: Path) -> dict[str, int]:
     """Everything below a folder: names to times of change."""
-    return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in sorted(folder.rglob("*"))}
+    return {str(path.relative_to(folder)): path.lstat().st_mtime_ns for path in sorted(folder.rglob("*"))}
 
 
 def written_text(folder: Path) -> dict[str, str]:

@@ -76,7 +76,7 @@ def unverified(monkeypatch):
     """Spare the fresh process where the test is about something else; test_end_to_end has it."""
 
     def agree(folder, reference, has_processor):
-        return Verification(0.0, [], [], True, True, "image + text", "LlavaForConditionalGeneration")
+        return Verification(0.0, [], [], True, 1e-7, True, "image + text", "LlavaForConditionalGeneration")
 
     monkeypatch.setattr(pruner, "verify", agree)
 

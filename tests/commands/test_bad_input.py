@@ -56,6 +56,26 @@ class TestModel:
         line = refused("--model", "bare", *BY_WEIGHTS)
         assert line.startswith("The processor of 'bare' cannot be loaded: ")
 
+    def test_no_code_from_the_repository(self, refused, cwd, llava):
+        shutil.copytree(llava, cwd / "own")
+        config = json.loads((cwd / "own" / "config.json").read_text())
+        names = {"AutoConfig": "own.OwnConfig", "AutoModelForImageTextToText": "own.OwnModel"}
+        config |= {"model_type": "own_llava", "auto_map": names}
+        (cwd / "own" / "config.json").write_text(json.dumps(config))
+        for words in ((), ("--trust-remote-code",)):
+            assert refused("--model", "own", *BY_WEIGHTS, *words) == (
+                "'own' needs code from its repository, which the pruned checkpoint would need too: give a model that "
+                "transformers itself has a class for."
+            )
+
+    def test_no_processor_from_the_repository(self, refused, cwd, llava):
+        shutil.copytree(llava, cwd / "own")
+        config = json.loads((cwd / "own" / "processor_config.json").read_text())
+        config |= {"processor_class": "OwnProcessor", "auto_map": {"AutoProcessor": "own.OwnProcessor"}}
+        (cwd / "own" / "processor_config.json").write_text(json.dumps(config))
+        line = refused("--model", "own", *BY_WEIGHTS)
+        assert line.startswith("The processor of 'own' needs code from its repository, which the pruned checkpoint ")
+
 
 class TestWeights:
     @pytest.fixture
@@ -84,6 +104,13 @@ class TestWeights:
         weights.unlink()
         line = refused("--model", "damaged", *BY_WEIGHTS)
         assert line.startswith("the weights of 'damaged' cannot be loaded: Error no file named model.safetensors")
+
+    def test_pickled(self, refused, weights):
+        weights.rename(weights.parent / "pytorch_model.bin")
+        line = refused("--model", "damaged", *BY_WEIGHTS)
+        assert line.startswith(
+            "the weights of 'damaged' are pickled (pytorch_model.bin), which may run any code: convert"
+        )
 
     def test_one_is_missing(self, refused, weights):
         kept = load_file(weights)
@@ -138,6 +165,9 @@ class TestSize:
              "ratio and num_layers both say how much to remove: give one of them."),
             (("--method=width", "--num-layers=2"),
              "num_layers removes whole layers: use it with method 'layer', or give a ratio."),
+            ((*BY_WEIGHTS, "--channel-multiple=2048"),
+             "channel_multiple 2048 is too coarse for the 365 of 416 MLP channels that are to stay: choose a smaller "
+             "one."),
             ((*BY_WEIGHTS, "--channel-multiple=0"), "channel_multiple must be a whole number of at least 1, got 0."),
         ],
     )  # fmt: skip
@@ -207,9 +237,43 @@ class TestNames:
     def test_no_model(self, refused):
         assert refused("--ratio", "0.2") == "the following arguments are required: -m/--model"
 
-    def test_no_such_device(self, refused, llava):
-        line = refused("--model", llava, *BY_WEIGHTS, "--device", "nonsense")
-        assert line.startswith(f"'{llava}' cannot be loaded: Expected one of cpu, ")
+    @pytest.mark.parametrize("device", ["nonsense", "meta", "cuda:x"])
+    def test_no_such_device(self, refused, llava, rows, device):
+        # Told before rows are read or weights loaded.
+        line = refused("--model", llava, "--dataset", rows.parent / "gone.jsonl", "--device", device)
+        assert line.startswith(f"device '{device}' cannot be used (")
+        assert line.endswith("): use cpu, or a GPU that torch can see.")
+
+    @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+    @pytest.mark.parametrize("flag", ["--device", "--device-map"])
+    def test_no_gpu(self, refused, llava, flag):
+        line = refused("--model", llava, *BY_WEIGHTS, flag, "cuda")
+        assert "cannot be used (" in line or "cannot be loaded: " in line
+
+    @pytest.mark.parametrize("repo_id", ["me/my model", "a/b/c"])
+    def test_no_name_of_a_repository(self, refused, llava, repo_id):
+        line = refused("--model", llava, *BY_WEIGHTS, "--push-to-hub", "--repo-id", repo_id)
+        assert line.startswith(f"'{repo_id}' is no name of a repository (")
+
+    @pytest.mark.parametrize(
+        ("flag", "value"),
+        [("OUTPUT", "out"), ("--num-samples", 3), ("--batch-size", 2), ("--dtype", "float32"), ("--seed", 7),
+         ("--dataset-split", "train"), ("--device", "cpu"), ("--device-map", "auto")],
+    )  # fmt: skip
+    def test_sizes_alone_have_no_use_for_it(self, refused, llava, flag, value):
+        words = [value] if flag == "OUTPUT" else [flag, value]
+        assert refused("--model", llava, *words, "--dry-run") == (
+            f"--dry-run without a --dataset shows sizes alone: leave {flag} out, or name a --dataset."
+        )
+
+    @pytest.mark.parametrize("importance", ["magnitude_l1", "magnitude_l2"])
+    def test_a_seed_without_chance(self, refused, llava, importance):
+        line = refused("--model", llava, "--importance", importance, "--seed", "7")
+        assert line == f"importance '{importance}' looks at weights alone: leave --seed out."
+
+    def test_a_revision_of_a_local_folder(self, refused, llava):
+        line = refused("--model", llava, *BY_WEIGHTS, "--revision", "main")
+        assert line == "--revision has no effect on a local folder: leave it out."
 
     def test_model_alone_without_a_network(self, refused, llava):
         assert refused("--model", llava) == (
@@ -255,6 +319,23 @@ class TestRows:
     def test_none(self, refused, llava, written):
         line = refused("--model", llava, "--dataset", written())
         assert line == "The dataset has no rows; choose another dataset or split."
+
+    def test_a_content_entry_that_is_a_number(self, refused, llava, written):
+        turns = [{"role": "user", "content": [3]}, {"role": "assistant", "content": "Black."}]
+        line = refused("--model", llava, "--dataset", written({"messages": turns}))
+        assert line == "Row 0 has content of type 'int'; only image and text can be used."
+
+    def test_another_encoding(self, refused, llava, cwd):
+        (cwd / "rows.jsonl").write_bytes('{"question": "Où?", "answer": "Là."}'.encode("latin-1"))
+        line = refused("--model", llava, "--dataset", "rows.jsonl")
+        assert line == "Dataset file 'rows.jsonl' is not UTF-8 text; save it as UTF-8."
+
+    def test_a_saved_dataset_cut_short(self, refused, llava, rows, cwd):
+        shutil.copytree(rows, cwd / "rows")
+        file = next((cwd / "rows").glob("*.arrow"))
+        file.write_bytes(file.read_bytes()[:1000])
+        line = refused("--model", llava, "--dataset", "rows")
+        assert line == "Dataset folder 'rows' is damaged or incomplete; write it again with save_to_disk."
 
     def test_no_such_split(self, refused, llava, cwd, written):
         file = written({"image": "good.png", "question": "What?", "answer": "Black."})
@@ -309,8 +390,16 @@ class TestPlan:
         )
         assert told(config={"ratio": 7}).startswith("ratio must lie between 0 and 1")
         assert told(config={"speed": 7}).startswith("PruningConfig has no key 'speed'; it has: method, ratio, ")
-        assert told(removed_layers="abc") == "the plan's removed_layers must be a list: write it again."
-        assert told(removed_heads=[1]) == "the plan's removed_heads must be an object: write it again."
+        assert (
+            told(removed_layers="abc") == "the plan's removed_layers must be a list of whole numbers: write it again."
+        )
+        assert told(removed_heads=[1]).startswith(
+            "the plan's removed_heads must be an object of lists of whole numbers: "
+        )
+        assert told(notes=[1]) == "the plan's notes must be a list of texts: write it again."
+        assert told(method=["width"]) == "the plan's method must be a text: write it again."
+        assert told(ratio={"requested": "x"}) == "the plan's ratio must be an object of numbers: write it again."
+        assert told(config={"dataset": 7}) == "dataset must be a text or null, got 7."
         missing = plan.pop("removed_heads")
         assert missing
         assert told() == "the plan has unknown keys [] and lacks ['removed_heads']: write it again."
@@ -353,6 +442,19 @@ class TestScores:
             "the scores hold 'magnitude_l2' for method 'width', not 'wanda': name that importance or calibrate again."
         )
 
+    def test_of_another_head_unit(self, refused, command, llava):
+        assert command("--model", llava, "dry", *BY_WEIGHTS, "--ratio=0.4", "--head-unit=query", "--dry-run").code == 0
+        assert refused("--model", llava, "out", "--scores", "dry", *BY_WEIGHTS, "--ratio=0.4") == (
+            "the scores are of 8 heads in each of 8 blocks, the plan is of 4 (key-value groups) in 8: take the head "
+            "unit they were made with, or calibrate again."
+        )
+
+    def test_a_seed_is_of_the_calibration(self, refused, command, llava):
+        words = ("--importance", "random")
+        assert command("--model", llava, "dry", *words, "--dry-run").code == 0
+        line = refused("--model", llava, "out", "--scores", "dry", *words, "--seed", "7")
+        assert line == "--scores stands for an earlier calibration: leave --seed out."
+
 
 class TestOutput:
     def test_exists(self, refused, llava, cwd):
@@ -387,6 +489,24 @@ class TestOutput:
     def test_no_folder_can_be_made(self, refused, llava):
         line = refused("--model", llava, "/proc/self/out", *BY_WEIGHTS, "--dry-run")
         assert line.startswith("'/proc/self/out' cannot be written")
+
+    def test_a_link_to_nothing(self, refused, llava, cwd):
+        (cwd / "out").symlink_to(cwd / "gone")
+        line = refused("--model", llava, "out", *BY_WEIGHTS)
+        assert line == "'out' is a link to nothing: remove it or name another folder."
+
+    @pytest.mark.parametrize("flag", ["--model", "--dataset", "--plan", "--scores"])
+    def test_never_what_the_run_reads(self, refused, command, llava, rows, cwd, flag):
+        (cwd / "work").mkdir()
+        shutil.copytree(llava, cwd / "work" / "model")
+        shutil.copytree(rows, cwd / "work" / "rows")
+        assert command("--model", llava, "work/dry", *BY_WEIGHTS, "--dry-run").code == 0
+        source = {"--model": "work/model", "--dataset": "work/rows"}.get(flag, "work/dry")
+        words = {"--dataset": (), "--plan": ()}.get(flag, BY_WEIGHTS)
+        words = (*words, flag, source, *(() if flag == "--model" else ("--model", llava)))
+        for output in (source, "work"):
+            line = refused(output, *words, "--overwrite")
+            assert line == f"'{output}' holds '{source}', which this run reads: name another folder."
 
     def test_name_too_long(self, refused, llava):
         line = refused("--model", llava, "x" * 300, *BY_WEIGHTS)

@@ -53,6 +53,8 @@ def half_written(monkeypatch, cwd):
 
 
 def test_the_disk_has_too_little_room(refused, llava, monkeypatch):
+    # Told as soon as the plan is there, before anything is cut.
+    monkeypatch.setattr(MLLMPruner, "prune", raising(AssertionError("too late")))
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 10**9 - 2 * 10**6, 2 * 10**6))
     assert refused("--model", llava, "out", *BY_WEIGHTS) == (
@@ -64,12 +66,15 @@ def test_the_disk_has_too_little_room(refused, llava, monkeypatch):
     ("error", "code", "line"),
     [
         (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), 2, DISK_FULL),
+        (OSError(errno.EDQUOT, os.strerror(errno.EDQUOT)), 2, DISK_FULL),
+        (PermissionError(errno.EACCES, "Permission denied", "rows.jsonl"), 2,
+         "you have no right to open 'rows.jsonl': give another, or change its rights"),
         (RuntimeError("I/O error: No space left on device (os error 28)"), 2, DISK_FULL),
         (KeyboardInterrupt(), 130, INTERRUPTED),
         (RuntimeError("surprise\nin two lines"), 1,
          "RuntimeError: surprise in two lines (--debug shows the traceback)"),
     ],
-    ids=["disk full", "disk full in safetensors", "Ctrl-C", "a bug"],
+    ids=["disk full", "quota", "no right", "disk full in safetensors", "Ctrl-C", "a bug"],
 )  # fmt: skip
 @pytest.mark.parametrize("output", ["out", "new/folders/out"])
 def test_saving_breaks_off(refused, llava, half_written, output, error, code, line):
@@ -120,10 +125,44 @@ def test_a_failed_verification_keeps_nothing(refused, llava, monkeypatch):
     assert line == "the logits differ by 0.5; nothing was kept"
 
 
+@pytest.mark.parametrize("moment", ["report_table", "upload"])
+def test_ctrl_c_after_saving_says_what_is_kept(command, llava, unverified, monkeypatch, cwd, moment):
+    monkeypatch.setattr(prune_run, moment, raising(KeyboardInterrupt()))
+    done = command("--model", llava, "out", *BY_WEIGHTS, "--push-to-hub", "--repo-id", "me/it")
+    assert done.code == 130
+    assert done.lines == ["optimum-cli mllm-prune: error: interrupted; the checkpoint 'out' is complete"]
+    assert (cwd / "out" / "model.safetensors").is_file()
+
+
+def test_ctrl_c_while_pushing(command, llava, unverified, monkeypatch, cwd):
+    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", raising(KeyboardInterrupt()))
+    done = command("--model", llava, "out", *BY_WEIGHTS, "--push-to-hub", "--repo-id", "me/it")
+    assert done.code == 130
+    assert done.lines == [
+        "optimum-cli mllm-prune: error: interrupted; the checkpoint 'out' is complete but was not pushed; push it "
+        "with `hf upload me/it out`"
+    ]
+    assert (cwd / "out" / "model.safetensors").is_file()
+
+
+def test_out_of_memory_in_the_fresh_process(refused, llava, monkeypatch):
+    monkeypatch.setattr(pruner, "verify", raising(MemoryError("the fresh process ran out of memory")))
+    assert refused("--model", llava, "out", *BY_WEIGHTS) == OUT_OF_MEMORY
+
+
 def test_debug_shows_the_traceback(command, llava, monkeypatch):
     monkeypatch.setattr(MLLMPruner, "score", raising(RuntimeError("surprise")))
-    with pytest.raises(RuntimeError, match="surprise"):
-        command("--model", llava, *BY_WEIGHTS, "--debug")
+    done = command("--model", llava, *BY_WEIGHTS, "--debug")
+    assert done.code == 1
+    assert done.lines[0] == "Traceback (most recent call last):"
+    assert done.lines[-1].endswith("error: RuntimeError: surprise (--debug shows the traceback)")
+
+
+def test_debug_of_wrong_input_ends_with_2_all_the_same(command, llava):
+    done = command("--model", llava, "--ratio=2", "--debug")
+    assert done.code == 2
+    assert done.lines[0] == "Traceback (most recent call last):"
+    assert done.lines[-1].startswith("optimum-cli mllm-prune: error: ratio must lie between 0 and 1")
 
 
 def test_a_push_that_fails_keeps_the_checkpoint(command, llava, unverified, cwd):

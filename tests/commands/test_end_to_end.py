@@ -2,9 +2,11 @@
 
 import json
 import os
+import shutil
 import stat
 import subprocess
 import sysconfig
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ from checkpoint import tiny_llava
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from optimum_mllm_prune.commands.prune_run import DEFAULT_DATASET, _default_output
+from optimum_mllm_prune.commands.prune_run import DEFAULT_DATASET, _output
 
 
 PROGRAM = Path(sysconfig.get_path("scripts")) / "optimum-cli"
@@ -119,6 +121,7 @@ class TestScript:
 
     def test_the_report(self, run, rows):
         report = report_of(run[1])
+        assert 0 <= report["verification"].pop("cache_logit_difference") < 1e-3
         assert report["parameters"]["before"] == BEFORE
         assert report["parameters"]["backbone_before"] == BACKBONE_BEFORE
         assert report["ratio"]["requested"] == 0.2
@@ -167,7 +170,7 @@ class TestScript:
             for path in (run[1], llava, rows):
                 assert str(path.parent) not in text, name
             assert str(Path.home()) + "/" not in text, name
-        command = "optimum-cli mllm-prune --model tiny-llava smaller --ratio 0.2 --dataset digit-rows --num_samples 6"
+        command = "optimum-cli mllm-prune --model tiny-llava smaller --ratio 0.2 --dataset digit-rows --num-samples 6"
         assert plan_of(run[1])["command"] == command
         assert command in texts["README.md"]
         assert TOKEN not in run[0].stdout + run[0].stderr
@@ -229,6 +232,13 @@ class TestDryRun:
         assert "Nothing was written." in done.stdout
         assert tiny_llava.tree(cwd) == before
 
+    def test_sizes_alone_do_not_mind_what_is_there(self, command, llava, cwd):
+        (cwd / "tiny-llava-pruned").mkdir()
+        (cwd / "tiny-llava-pruned" / "thesis.txt").write_text("not to be lost")
+        before = tiny_llava.tree(cwd)
+        assert command("--model", llava, "--dry-run").code == 0
+        assert tiny_llava.tree(cwd) == before
+
     def test_sizes_by_width(self, command, llava_7b, cwd):
         before = tiny_llava.tree(cwd)
         done = command("--model", llava_7b, "--dry_run", "--ratio", "0.3")
@@ -276,9 +286,20 @@ class TestReplay:
         assert carried.pop("command") != dry.pop("command")
         assert carried == dry
         assert report_of(cwd / "out")["parameters"] == dry["parameters"]
+        saved = load_file(cwd / "out" / "pruning_scores.safetensors")
+        original = load_file(cwd / "dry" / "pruning_scores.safetensors")
+        assert all(torch.equal(saved[name], tensor) for name, tensor in original.items())
         card = (cwd / "out" / "README.md").read_text()
         assert "The scores come from an earlier calibration on `digit-rows`." in card
         assert "No calibration data was used" not in card
+
+    def test_scores_that_are_not_the_plans_stay_behind(self, command, llava, dry, cwd):
+        assert command("--model", llava, "other", *BY_WEIGHTS, "--dry-run").code == 0
+        (cwd / "dry" / "pruning_scores.safetensors").unlink()
+        (cwd / "other" / "pruning_scores.safetensors").rename(cwd / "dry" / "pruning_scores.safetensors")
+        assert command("--model", llava, "out", "--plan", "dry").code == 0
+        assert not (cwd / "out" / "pruning_scores.safetensors").exists()
+        assert "pruning_scores" not in (cwd / "out" / "README.md").read_text()
 
     def test_an_edited_plan_is_carried_out_with_its_own_figures(self, command, llava, dry, cwd):
         edited = plan_of(cwd / "dry")
@@ -321,6 +342,21 @@ class TestReplay:
 
 @pytest.mark.usefixtures("unverified")
 class TestOutput:
+    def test_code_from_the_repository_is_not_run(self, command, llava, cwd):
+        shutil.copytree(llava, cwd / "own")
+        config = json.loads((cwd / "own" / "config.json").read_text())
+        names = {"AutoConfig": "own.OwnConfig", "AutoModelForImageTextToText": "own.OwnModel"}
+        (cwd / "own" / "config.json").write_text(json.dumps(config | {"auto_map": names}))
+        tokenizer = json.loads((cwd / "own" / "tokenizer_config.json").read_text())
+        tokenizer |= {"auto_map": {"AutoTokenizer": ["own.OwnTokenizer", None]}}
+        (cwd / "own" / "tokenizer_config.json").write_text(json.dumps(tokenizer))
+        (cwd / "own" / "own.py").write_text("raise RuntimeError('code from the repository was run')\n")
+        done = command("--model", "own", "out", *BY_WEIGHTS, "--trust-remote-code")
+        assert done.code == 0, done.err
+        assert "--trust-remote-code: no code from the model's repository is run" in done.out
+        for name, text in tiny_llava.written_text(cwd / "out").items():
+            assert "auto_map" not in text, name
+
     def test_default_name(self, command, llava, cwd):
         done = command("--model", llava, *BY_WEIGHTS)
         assert done.code == 0, done.err
@@ -329,8 +365,8 @@ class TestOutput:
 
     def test_default_name_of_the_current_folder(self, llava, monkeypatch):
         monkeypatch.chdir(llava)
-        assert _default_output(".") == Path("tiny-llava-pruned")
-        assert _default_output("llava-hf/llava-1.5-7b-hf") == Path("llava-1.5-7b-hf-pruned")
+        assert _output(Namespace(model=".", output=None)) == Path("tiny-llava-pruned")
+        assert _output(Namespace(model="llava-hf/llava-1.5-7b-hf", output=None)) == Path("llava-1.5-7b-hf-pruned")
 
     def test_overwrite_replaces_all(self, command, llava, cwd):
         (cwd / "out").mkdir()

@@ -5,6 +5,7 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from optimum_mllm_prune.errors import UserInputError
 from optimum_mllm_prune.evaluation import generate_answers, reference_answers
 
 
@@ -69,3 +70,22 @@ def test_the_model_is_left_in_eval_mode_without_gradients(model, processor):
 
 def test_no_rows_give_no_answers(model, processor):
     assert generate_answers(model, processor, []) == []
+
+
+def test_a_row_that_ends_with_a_question_is_refused(model, processor):
+    open_ended = row("Describe the image.", "a red 7.")
+    open_ended["messages"].append({"role": "user", "content": [{"type": "text", "text": "Sure?"}]})
+    line = r"^Row 1 does not end with an answer to compare with: add it or take the row out\.$"
+    with pytest.raises(UserInputError, match=line):
+        reference_answers([ROWS[0], open_ended])
+    with pytest.raises(UserInputError, match=line):
+        generate_answers(model, processor, [ROWS[0], open_ended])
+
+
+def test_beams_of_the_models_own_config_are_not_used(model, processor, monkeypatch):
+    one = generate_answers(model, processor, ROWS)
+    monkeypatch.setattr(model.generation_config, "num_beams", 4)
+    seen, generate = [], model.generate
+    monkeypatch.setattr(model, "generate", lambda **options: seen.append(options["num_beams"]) or generate(**options))
+    assert generate_answers(model, processor, ROWS) == one
+    assert seen == [1]

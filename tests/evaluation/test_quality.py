@@ -1,3 +1,5 @@
+import math
+
 import pytest
 
 from optimum_mllm_prune.evaluation import exact_match, exact_match_by_group, retained
@@ -32,3 +34,9 @@ def test_groups_weigh_up_to_the_whole():
 
 def test_retained_is_a_share_in_percent():
     assert retained(72.0, 96.0) == pytest.approx(75)
+
+
+def test_nothing_can_be_retained_of_nothing():
+    assert math.isnan(retained(0.0, 0.0))
+    assert math.isnan(retained(5.0, 0.0))
+    assert retained(0.0, 5.0) == 0

@@ -1,4 +1,4 @@
-"""Families off the common path: fused MLPs, convolutions between attention layers, experts."""
+"""Families off the common path: fused MLPs, keys of their own, convolutions between attention layers, experts."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from functools import partial
 
 from families.configs import (
     build_config,
+    build_llava_config,
     build_qwen_config,
     patch_vision_config,
     rope_sections,
@@ -14,8 +15,15 @@ from families.configs import (
     vision_config,
 )
 from families.family import Family
-from families.inputs import flat_patches, native_resolution, one_image_each, padded_patches
-from families.sizes import LAYERS, VISION_HIDDEN
+from families.inputs import (
+    any_resolution,
+    flat_patches,
+    native_resolution,
+    one_image_each,
+    padded_patches,
+    placed_patches,
+)
+from families.sizes import HIDDEN, LAYERS, MLP, VIDEO, VISION_END, VISION_HIDDEN, VISION_START
 
 
 def _fused_families() -> Iterator[Family]:
@@ -31,6 +39,54 @@ def _fused_families() -> Iterator[Family]:
             ),
             flat_patches,
         )
+
+
+def _keyed_families() -> Iterator[Family]:
+    # OPT, the backbone of BLIP-2, calls the width of its MLP ffn_dim.
+    opt = text_config("opt", ffn_dim=2 * MLP, word_embed_proj_dim=HIDDEN, tie_word_embeddings=False)
+    del opt["intermediate_size"]
+    yield Family("llava_opt", partial(build_llava_config, opt), partial(one_image_each, tokens=4, size=16))
+    # Layers 0, 1, 3, 4, 5 and 6 take vision features, by numbers that stand beside the text config.
+    yield Family(
+        "granite4_vision",
+        partial(
+            build_config,
+            "granite4_vision",
+            text_config("granite4_vision_text", num_hidden_layers=8),
+            vision_config("siglip_vision_model", hidden_size=64, vision_use_head=False),
+            image_grid_pinpoints=[[16, 32], [32, 16], [32, 32]],
+            downsample_rate="1/2",
+            vision_feature_select_strategy="full",
+            deepstack_layer_map=[[1, 0], [2, 3]],
+            spatial_target_layers=[6, 5, 1, 4],
+            qformer_config={"model_type": "blip_2_qformer", "num_hidden_layers": 1, "intermediate_size": 80},
+        ),
+        partial(any_resolution, tile_tokens=1),
+    )
+    # Every third layer has larger heads, said layer by layer; from ten layers on those numbers are padded with zeros.
+    patches = {"num_key_value_heads": 4, "head_dim": 16, "pooling_kernel_size": 2, "position_embedding_size": 16}
+    yield Family(
+        "gemma4",
+        partial(
+            build_config,
+            "gemma4",
+            text_config(
+                "gemma4_text",
+                num_hidden_layers=12,
+                layer_types=["sliding_attention", "sliding_attention", "full_attention"] * 4,
+                sliding_window=8,
+                head_dim=16,
+                global_head_dim=32,
+                hidden_size_per_layer_input=0,
+            ),
+            vision_config("gemma4_vision", **patches),
+            audio_config=None,
+            video_token_id=VIDEO,
+            boi_token_id=VISION_START,
+            eoi_token_id=VISION_END,
+        ),
+        placed_patches,
+    )
 
 
 def _hybrid_families() -> Iterator[Family]:
@@ -138,5 +194,6 @@ def _expert_families() -> Iterator[Family]:
 def families() -> Iterator[Family]:
     """Yield every family off the common path."""
     yield from _fused_families()
+    yield from _keyed_families()
     yield from _hybrid_families()
     yield from _expert_families()

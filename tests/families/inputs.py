@@ -49,11 +49,13 @@ def prefix_only(config: PreTrainedConfig, tokens: int, size: int) -> Tensors:
     return inputs | {"token_type_ids": torch.zeros_like(inputs["input_ids"])}
 
 
-def any_resolution(config: PreTrainedConfig) -> Tensors:
-    # Tiles of 2 x 2 patches: a thumbnail (4) and rows of patches, each closed by a newline token.
-    # The first image has 2 x 2 tiles: 4 + 4 * (4 + 1); the second 1 x 2 tiles: 4 + 2 * (4 + 1).
+def any_resolution(config: PreTrainedConfig, tile_tokens: int = 4) -> Tensors:
+    # A thumbnail and rows of tiles, side by side; each row of tokens is closed by a newline token.
+    # The first image has 2 x 2 tiles, the second 1 x 2.
+    side = int(tile_tokens**0.5)
+    counts = (tile_tokens + 2 * side * (2 * side + 1), tile_tokens + side * (2 * side + 1))
     image = {"pixel_values": pixels(2, 5, 3, 16, 16), "image_sizes": torch.tensor([[32, 32], [16, 32]])}
-    return rows(config, (24, 14)) | image
+    return rows(config, counts) | image
 
 
 def native_resolution(config: PreTrainedConfig) -> Tensors:
@@ -82,6 +84,15 @@ def padded_patches(config: PreTrainedConfig) -> Tensors:
     shapes = torch.tensor([[4, 4], [2, 4]])
     image = {"pixel_values": pixels(2, 16, 3 * PATCH * PATCH), "pixel_attention_mask": mask, "spatial_shapes": shapes}
     return rows(config, (4, 2)) | image
+
+
+def placed_patches(config: PreTrainedConfig) -> Tensors:
+    # Patches of 4 x 4, each with its place, pooled 2 x 2.
+    inputs = rows(config, (4, 4))
+    places = torch.tensor([[[x, y] for y in range(4) for x in range(4)]] * 2)
+    types = (inputs["input_ids"] == config.image_token_id).long()
+    image = {"pixel_values": pixels(2, 16, 3 * PATCH * PATCH), "image_position_ids": places}
+    return inputs | image | {"mm_token_type_ids": types}
 
 
 def tiles(config: PreTrainedConfig) -> Tensors:

@@ -14,8 +14,8 @@ from optimum_mllm_prune.importance import METRICS, Subject
 ANSWER_TOKENS = 3  # the second row has as many tokens behind its image
 
 
-def batch_of(family, config, seed=None):
-    """A family's inputs, the last real tokens of each row as its answer; with a seed, other text."""
+def batch_of(family, config, seed=None, answers=(ANSWER_TOKENS, ANSWER_TOKENS)):
+    """A family's inputs, so many of the last real tokens of each row as its answer; with a seed, other text."""
     inputs = FAMILIES[family].inputs(config)
     real = inputs["attention_mask"].bool()
     image = inputs["input_ids"] == config.image_token_id
@@ -25,8 +25,8 @@ def batch_of(family, config, seed=None):
         text = real & (inputs["input_ids"] > 2) & (inputs["input_ids"] < 280)
         inputs = inputs | {"input_ids": torch.where(text, other, inputs["input_ids"])}
     labels = torch.full_like(inputs["input_ids"], -100)
-    for row in range(len(labels)):
-        last = real[row].nonzero()[-ANSWER_TOKENS:, 0]
+    for row, count in enumerate(answers):
+        last = real[row].nonzero()[-count:, 0]
         labels[row, last] = inputs["input_ids"][row, last]
     modality = torch.full(real.shape, Modality.PADDING, dtype=torch.int8)
     modality[real] = Modality.PROMPT
@@ -41,6 +41,14 @@ def with_other_padding(batch):
     assert padding.any()
     ids = batch.inputs["input_ids"].masked_fill(padding, 77)
     return Batch(batch.inputs | {"input_ids": ids}, batch.labels, batch.modality)
+
+
+def row_by_row(batch):
+    """The rows of a batch, each a batch."""
+    return [
+        Batch({key: value[[row]] for key, value in batch.inputs.items()}, batch.labels[[row]], batch.modality[[row]])
+        for row in range(len(batch.labels))
+    ]
 
 
 def subject_of(model, head_unit="auto", seed=0):
@@ -78,11 +86,12 @@ def loss(model, batch):
 
 
 def gradients(model, batches):
-    """For every batch the gradient of its loss by each parameter's name."""
+    """For every batch the gradient of its loss by each parameter's name, times its share of all answer tokens."""
     found = []
-    for batch in batches:
+    counts = [int((batch.labels != -100).sum()) for batch in batches]
+    for count, batch in zip(counts, batches, strict=True):
         double, batch = in_double(model, batch)
-        loss(double, batch).backward()
+        (loss(double, batch) * count / sum(counts)).backward()
         found.append({name: p.grad for name, p in double.named_parameters() if p.grad is not None})
     return found
 
@@ -149,7 +158,7 @@ def over_weights(subject, value):
 def taylor(subject, batches):
     weights = {name: p.detach().double() for name, p in subject.model.named_parameters()}
     each = gradients(subject.model, batches)
-    return over_weights(subject, lambda name: sum((weights[name] * g[name]).abs() for g in each) / len(batches))
+    return over_weights(subject, lambda name: sum((weights[name] * g[name]).abs() for g in each))
 
 
 def taylor_group(subject, batches):

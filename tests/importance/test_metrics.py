@@ -7,7 +7,7 @@ import pytest
 import torch
 from families import FAMILIES
 from importance import naive
-from importance.naive import batch_of, calibrated, subject_of, with_other_padding
+from importance.naive import batch_of, calibrated, row_by_row, subject_of, with_other_padding
 
 from optimum_mllm_prune.importance import METRICS, Subject, companion
 from optimum_mllm_prune.importance.block_influence import BlockInfluence
@@ -35,7 +35,7 @@ def scores_of(family, method, name):
 
 def batches_of(family):
     config = model_of(family).config
-    return [batch_of(family, config), batch_of(family, config, seed=1)]
+    return [batch_of(family, config), batch_of(family, config, seed=1, answers=(1, 2))]
 
 
 @pytest.mark.parametrize("family", ["llava_llama_gqa", "llava_phi3", "llava_llama_biased"])
@@ -106,21 +106,34 @@ def test_the_order_of_the_batches_does_not_matter(method, name):
         torch.testing.assert_close(turned[kind], found, rtol=1e-5, atol=1e-6 * float(found.max()))
 
 
-@pytest.mark.parametrize(("method", "name"), [pair for pair in CALIBRATED if pair[1] not in GRADIENTS])
-def test_how_rows_are_batched_does_not_matter_without_gradients(method, name):
+@pytest.mark.parametrize(("method", "name"), CALIBRATED)
+def test_how_rows_are_batched_matters_to_taylor_alone(method, name):
     family = "llava_llama_gqa"
-    whole = batch_of(family, model_of(family).config)
-    rows = [
-        naive.Batch(
-            {key: value[row : row + 1] for key, value in whole.inputs.items()},
-            whole.labels[row : row + 1],
-            whole.modality[row : row + 1],
-        )
-        for row in range(2)
-    ]
-    together, apart = (calibrated(subject_of(model_of(family)), method, name, batches) for batches in ([whole], rows))
+    whole = batch_of(family, model_of(family).config, answers=(4, 1))
+    subject = subject_of(model_of(family))
+    together, apart = (calibrated(subject, method, name, batches) for batches in ([whole], row_by_row(whole)))
     for kind, found in together.items():
-        torch.testing.assert_close(apart[kind], found, rtol=1e-4, atol=1e-6)
+        if name == "taylor":
+            # |a + b| of two rows together, |a| + |b| apart.
+            assert (apart[kind] >= found * (1 - 1e-4)).all()
+            assert (apart[kind] > found * 1.1).any()
+        else:
+            torch.testing.assert_close(apart[kind], found, rtol=1e-4, atol=1e-5 * float(found.max()))
+
+
+@pytest.mark.parametrize("name", GRADIENTS)
+def test_every_answer_token_weighs_the_same(name):
+    family = "llava_llama_gqa"
+    subject = subject_of(model_of(family))
+    rows = row_by_row(batch_of(family, model_of(family).config, answers=(4, 1)))
+    both, long, short = (calibrated(subject, "width", name, batches) for batches in (rows, rows[:1], rows[1:]))
+    for kind, found in both.items():
+        weighted = (4 * long[kind] + short[kind]) / 5
+        if name == "taylor":
+            torch.testing.assert_close(found, weighted)
+        else:
+            # Signs may differ between rows.
+            assert (found <= weighted * (1 + 1e-4) + 1e-7).all()
 
 
 @pytest.mark.parametrize("method", ["layer", "width"])

@@ -6,6 +6,7 @@ import torch
 from families import FAMILIES
 from importance.naive import subject_of
 
+from optimum_mllm_prune.backbone import Backbone, model_class_of
 from optimum_mllm_prune.errors import UserInputError
 from optimum_mllm_prune.importance import SCORES_NAME, Scores, by_layer
 
@@ -89,3 +90,36 @@ def test_blocks_outside_the_decoder_are_kept_apart():
     assert tensors["heads"].shape == (4, 4)
     assert torch.equal(tensors["heads_outside"], rows[2:])
     assert torch.equal(Scores(tensors).of(group), rows)
+
+
+class TestOf:
+    """Scores by site, refused where they are not of the group."""
+
+    @pytest.fixture
+    def backbone(self):
+        config = FAMILIES["llava_llama_gqa"].config()
+        return Backbone(model_class_of(config), config)
+
+    def test_one_row_for_each_site(self, backbone):
+        scores = some_scores(heads=torch.rand(4, 4))
+        assert torch.equal(scores.of(backbone.heads), scores.tensors["heads"])
+        assert torch.equal(scores.of_layers(4), scores.tensors["layers"])
+
+    def test_scores_of_query_heads_for_groups(self, backbone):
+        with pytest.raises(UserInputError) as error:
+            some_scores().of(backbone.heads)
+        assert str(error.value) == (
+            "the scores are of 8 heads in each of 4 blocks, the plan is of 4 (key-value groups) in 4: take the head "
+            "unit they were made with, or calibrate again."
+        )
+
+    @pytest.mark.parametrize("tensor", [None, torch.rand(3, 4), torch.rand(4)])
+    def test_there_are_none(self, backbone, tensor):
+        tensors = {name: kept for name, kept in some_scores(heads=tensor).tensors.items() if kept is not None}
+        with pytest.raises(UserInputError, match=r"^the scores hold no heads of every layer: calibrate again\.$"):
+            Scores(tensors).of(backbone.heads)
+
+    @pytest.mark.parametrize("tensors", [{}, {"layers": torch.rand(3)}])
+    def test_no_layers(self, tensors):
+        with pytest.raises(UserInputError, match=r"^the scores hold no score for each of 4 layers: calibrate again"):
+            Scores(tensors).of_layers(4)

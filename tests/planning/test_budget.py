@@ -268,3 +268,17 @@ def test_mlp_alone_cannot_give_more_than_it_has():
         "ratio 0.700 would remove everything: the heads and MLP channels that may go are 0.642 of the language "
         "backbone, ask for less."
     )
+
+
+@pytest.mark.parametrize("multiple", [2048, 97])
+def test_a_channel_multiple_beyond_the_mlp_is_named(multiple):
+    line = refused(backbone_of("llava_llama_gqa"), ratio=0.3, channel_multiple=multiple)
+    assert line == (
+        f"channel_multiple {multiple} is too coarse for the 65 of 96 MLP channels that are to stay: choose a smaller "
+        "one."
+    )
+
+
+def test_a_channel_multiple_far_above_what_is_to_stay_is_named():
+    line = refused(backbone_of("llava_llama_gqa"), ratio=0.6, channel_multiple=90)
+    assert line.startswith("channel_multiple 90 is too coarse for the ")

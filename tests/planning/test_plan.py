@@ -158,6 +158,37 @@ def test_scores_of_another_metric():
     )
 
 
+@pytest.mark.parametrize(("made_with", "wished"), [("query", "auto"), ("auto", "query"), ("query", "group")])
+def test_scores_of_another_head_unit(made_with, wished):
+    scores = scores_for(backbone_of("llava_llama_gqa", made_with))
+    wish = PruningConfig(ratio=0.4, head_unit=wished)
+    line = reason_of(lambda: make_plan(backbone_of("llava_llama_gqa", wished), wish, scores))
+    assert line.startswith("the scores are of ") and line.endswith(
+        "take the head unit they were made with, or calibrate again."
+    )
+
+
+@pytest.mark.parametrize("kind", ["heads", "channels", "layers"])
+def test_scores_that_lack_a_kind(kind):
+    scores = scores_for(backbone_of("llava_llama_gqa"))
+    del scores.tensors[kind]
+    wish = PruningConfig(num_layers=1) if kind == "layers" else PruningConfig(ratio=0.4)
+    line = reason_of(lambda: make_plan(backbone_of("llava_llama_gqa"), wish, scores))
+    assert line.startswith("the scores hold no ") and line.endswith(": calibrate again.")
+
+
+def test_query_heads_that_go_unevenly_from_the_groups():
+    backbone = backbone_of("llava_llama_gqa", "query")
+    plan = width_plan("llava_llama_gqa", ratio=0.4, head_unit="query")
+    name, gone = next(iter(plan.removed_heads.items()))
+    assert gone[0] in (0, 1) and gone[1] in (2, 3)
+    # Both query heads of the first group, none of the second: as many in all.
+    uneven = replace(plan, removed_heads=plan.removed_heads | {name: [0, 1, *gone[2:]]})
+    assert reason_of(lambda: uneven.sizes(backbone)) == (
+        f"the plan's removed_heads of {name} must be as many from each of 4 key-value groups."
+    )
+
+
 @pytest.mark.parametrize("data", [None, [], "plan", {}, {"method": "layer"}, {"model": {}, "removed_layers": []}])
 def test_what_is_no_plan(data):
     assert reason_of(lambda: PruningPlan.from_dict(data)) == (
@@ -177,12 +208,23 @@ def test_keys_that_are_wrong():
 @pytest.mark.parametrize(
     ("key", "value", "kind"),
     [
-        ("model", "llava", "an object"),
-        ("removed_layers", 3, "a list"),
-        ("removed_heads", [1, 2], "an object"),
-        ("removed_channels", None, "an object"),
+        ("model", "llava", "an object of texts"),
+        ("removed_layers", 3, "a list of whole numbers"),
+        ("removed_heads", [1, 2], "an object of lists of whole numbers"),
+        ("removed_channels", None, "an object of lists of whole numbers"),
         ("num_layers", "4", "a whole number"),
-        ("parameters", [], "an object"),
+        ("parameters", [], "an object of whole numbers"),
+        # What the inside holds matters as well.
+        ("notes", [1], "a list of texts"),
+        ("method", ["width"], "a text"),
+        ("ratio", {"requested": "x"}, "an object of numbers"),
+        ("parameters", {"before": 1.5}, "an object of whole numbers"),
+        ("removed_layers", [True], "a list of whole numbers"),
+        ("removed_heads", {"a": [None]}, "an object of lists of whole numbers"),
+        ("model", {"base_model": 3}, "an object of texts"),
+        ("twin", 3, "a text or null"),
+        ("command", [], "a text or null"),
+        ("format", "1", "a whole number"),
     ],
 )
 def test_values_of_another_kind(key, value, kind):
@@ -300,7 +342,7 @@ def test_units_that_the_model_cannot_lose():
 
 
 @pytest.mark.parametrize(
-    ("key", "kind"), [("config", "an object"), ("notes", "a list"), ("config_changes", "an object")]
+    ("key", "kind"), [("config", "an object"), ("notes", "a list of texts"), ("config_changes", "an object")]
 )
 def test_null_is_no_value(key, kind):
     data = asdict(width_plan("llava_llama_gqa")) | {key: None}

@@ -18,7 +18,7 @@ from optimum_mllm_prune.surgery import pruned_model
 
 
 # Llava's plain, fused, biased, tied and sliding backbones; DeepStack, linear attention, cross attention, convolutions,
-# experts; a flat position scheme and Qwen's.
+# experts; a flat position scheme and Qwen's; keys of other names, beside the text config and for each layer.
 SOME = [
     "llava_llama_tied",
     "llava_gemma2",
@@ -29,6 +29,9 @@ SOME = [
     "mllama",
     "lfm2_vl",
     "llama4",
+    "llava_opt",
+    "granite4_vision",
+    "gemma4",
     "qwen3_vl_moe",
 ]
 
@@ -166,6 +169,14 @@ def test_layer_types_go_with_their_layers():
     assert text_config(pruned.config).layer_types == ["sliding_attention", "sliding_attention", "full_attention"]
 
 
+def test_layers_that_take_vision_features_are_renumbered():
+    backbone = backbone_of("granite4_vision")
+    plan = plan_removing(backbone, layers=[2, 7])
+    config = pruned_model(copy.deepcopy(original("granite4_vision")), backbone, plan).config
+    assert [list(pair) for pair in config.deepstack_layer_map] == [[1, 0], [2, 2]]
+    assert config.spatial_target_layers == [5, 4, 1, 3]
+
+
 @pytest.mark.parametrize(("removed", "crossing"), [([1], [3]), ([2, 3], [1, 2]), ([2, 4], [1]), ([5], [1, 4])])
 def test_cross_attention_layers_are_renumbered(removed, crossing):
     backbone = backbone_of("mllama")
@@ -177,6 +188,8 @@ def test_cross_attention_layers_are_renumbered(removed, crossing):
 
 
 VISION_FEATURES = "vision features are added after it"
+VISION_TARGETS = "vision features are added before it"
+LAST_KIND = "without it, its config would make layer 10 one of kind 'full_attention'"
 CACHE_LENGTH = "the length of the cached text is read from it"
 
 
@@ -185,6 +198,8 @@ CACHE_LENGTH = "the length of the cached text is read from it"
     [
         ("qwen3_vl", {0, 1}, VISION_FEATURES),
         ("qwen3_vl_moe", {0}, VISION_FEATURES),
+        ("granite4_vision", {0, 1, 3, 4, 5, 6}, VISION_TARGETS),
+        ("gemma4", {11}, LAST_KIND),
         ("mllama", {0}, CACHE_LENGTH),
         ("qwen2_vl", set(), ""),
     ],
@@ -197,6 +212,22 @@ def test_layers_that_others_lean_on_stay(family, protected, why):
         reason = f"the plan removes layer {layer}: {why}"
         with pytest.raises(UserInputError, match=reason):
             pruned_model(copy.deepcopy(original(family)), backbone, plan_removing(backbone, layers=[layer]))
+
+
+@pytest.mark.parametrize(
+    ("family", "removed", "last"),
+    [
+        ("lfm2_vl", [0, 1, 2, 4], "4: it is the last layer of its kind (full_attention)"),
+        ("lfm2_vl", [0, 1, 3], "3: it is the last layer of its kind (conv)"),
+        ("mllama", [1, 2, 4], "4: it is the last layer of its kind (cross_attention)"),
+        ("qwen3_5", [2, 5], "5: it is the last layer of its kind (full_attention)"),
+    ],
+)
+def test_a_plan_without_any_layer_of_a_kind_is_refused(family, removed, last):
+    backbone = backbone_of(family)
+    with pytest.raises(UserInputError) as refused:
+        plan_removing(backbone, layers=removed).sizes(backbone)
+    assert str(refused.value) == f"the plan removes layer {last}."
 
 
 @pytest.mark.parametrize("family", ["qwen3_5", "lfm2_vl", "llava_gemma2", "qwen3_5_moe", "mllama"])

@@ -1,0 +1,59 @@
+"""`mllm-prune --recover`: both steps in one go. The pruned checkpoint waits beside the output."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from argparse import Namespace
+from pathlib import Path
+
+from ..errors import UserInputError
+from ..planning import PLAN_NAME
+from ..recovery.arguments import RecoveryArguments
+from ..recovery.job import RecoveryJob
+from ..recovery.recover import recover
+from ..recovery.settings import recovery_arguments
+from ..recovery.training_folder import TrainingFolder
+from .summary import recovery_table
+
+
+def staged_folder(output: Path) -> Path:
+    """Where the pruned checkpoint waits for its recovery."""
+    return output.with_name(output.name + ".pruned")
+
+
+def is_staged(output: Path, command: str) -> bool:
+    """Whether an earlier run of the same command has come as far as the pruned checkpoint, which appears whole."""
+    file = staged_folder(output) / PLAN_NAME
+    return file.is_file() and json.loads(file.read_text(encoding="utf-8")).get("command") == command
+
+
+def training_arguments(args: Namespace, output: Path) -> RecoveryArguments:
+    """How to recover. Raises UserInputError, so it is asked for before anything is pruned."""
+    given = {"train": args.recover, "seed": args.seed, "use_cpu": True if args.device == "cpu" else None}
+    made = recovery_arguments(TrainingFolder(output).path, args.recover_config, args.recover_set, given)
+    if not (args.recover_dataset or args.dataset):
+        raise UserInputError("--recover needs rows to train on: name them with --dataset or --recover-dataset.")
+    return made
+
+
+def recover_staged(args: Namespace, output: Path, arguments: RecoveryArguments, command: str) -> None:
+    """Train the pruned checkpoint into the output, and remove it once that stands."""
+    record = recover(
+        RecoveryJob(
+            model=str(staged_folder(output)),
+            output=output,
+            dataset=args.recover_dataset or args.dataset,
+            teacher=args.model,
+            dataset_split=None if args.recover_dataset else args.dataset_split,
+            dtype=args.dtype,
+            device_map=args.device_map,
+            overwrite=args.overwrite,
+            command=command,
+            hub={key: value for key in ("token", "cache_dir") if (value := getattr(args, key)) is not None},
+            teacher_revision=args.revision,
+        ),
+        arguments,
+    )
+    shutil.rmtree(staged_folder(output))
+    print(recovery_table(record, output))

@@ -1,0 +1,118 @@
+"""Where a pruned checkpoint came from: its own folder with the plan, and the unpruned model that is to teach it."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from accelerate.utils.memory import clear_device_cache
+from huggingface_hub import snapshot_download
+from transformers import ProcessorMixin
+
+from ..backbone import Backbone, model_class_of
+from ..calibration.processors import load_processor
+from ..calibration.rows import Rows
+from ..errors import UserInputError, first_line
+from ..loading import load_config, load_model
+from ..planning import PLAN_NAME, PruningPlan
+from ..quiet import quiet
+from .cache_index import is_complete
+from .cache_writer import write_cache
+from .cached_teacher import CachedTeacher
+from .job import RecoveryJob
+from .recipe import Recipe
+from .teacher import LiveTeacher, Teacher
+
+
+DEFAULT_TOP_K = 64
+
+# What a pruned checkpoint says of itself, without its weights.
+_TOLD = ("*.json", "*.md", "*.png", "pruning_scores.safetensors")
+
+
+def pruned_folder(model: str, hub: Mapping[str, Any]) -> Path:
+    """The folder of a pruned checkpoint; of one on the Hub, what it says of itself is fetched.
+
+    Raises:
+        UserInputError: it is no pruned checkpoint, or cannot be reached.
+    """
+    folder = Path(model)
+    if not folder.is_dir():
+        try:
+            with quiet():
+                folder = Path(snapshot_download(model, allow_patterns=list(_TOLD), **hub))
+        except (OSError, ValueError) as error:
+            raise UserInputError(
+                f"no model '{model}': it is neither a local folder nor reachable on the Hub ({first_line(error)})"
+            ) from error
+    if not (folder / PLAN_NAME).is_file():
+        raise UserInputError(
+            f"'{model}' is no pruned checkpoint, it holds no {PLAN_NAME}: prune the model first, with mllm-prune."
+        )
+    return folder
+
+
+def teacher_for(
+    job: RecoveryJob, recipe: Recipe, plan: PruningPlan, processor: ProcessorMixin, drawn: Rows
+) -> Teacher | None:
+    """The teacher that the recipe asks for: in memory, or from a cache, which is completed first.
+
+    Raises:
+        UserInputError: there is none, or it does not fit the student, the rows or the recipe.
+    """
+    if not recipe.needs_teacher:
+        if job.teacher_cache:
+            raise UserInputError("this loss looks at no teacher: leave the teacher cache out.")
+        return None
+    if job.teacher_cache and is_complete(job.teacher_cache):
+        stored = CachedTeacher(job.teacher_cache)
+        if job.top_k is not None and stored.index.top_k and job.top_k != stored.index.top_k:
+            raise UserInputError(
+                f"the cache '{job.teacher_cache}' holds {stored.index.top_k} logits a token, not {job.top_k}: leave "
+                "top_k out, or name another folder."
+            )
+        name, options = _name(job, plan)
+        stored.check(drawn, processor, load_config(name, **options) if name else None)
+        return stored
+    teacher = _live(job, recipe, plan, processor)
+    if not job.teacher_cache:
+        return teacher
+    write_cache(job.teacher_cache, teacher, processor, drawn, recipe, job.top_k or DEFAULT_TOP_K, report=print)
+    del teacher
+    clear_device_cache(garbage_collection=True)
+    return CachedTeacher(job.teacher_cache)
+
+
+def _live(job: RecoveryJob, recipe: Recipe, plan: PruningPlan, processor: ProcessorMixin) -> LiveTeacher:
+    name, options = _name(job, plan)
+    if name is None:
+        raise UserInputError(
+            "the pruning plan names no base model, as it was a local one: name the unpruned model with --teacher."
+        )
+    config = load_config(name, **options)
+    if recipe.weight("logits"):
+        _require_same_tokens(load_processor(name, **options), processor)
+    if recipe.weight("layers") and Backbone(model_class_of(config), config).fingerprint != plan.model["fingerprint"]:
+        raise UserInputError(
+            f"'{name}' is not the model that this one was pruned from, so layers cannot be matched: give that one, or "
+            "leave out the loss term 'layers'."
+        )
+    device = None if job.device_map else "cpu"
+    model = load_model(name, config, job.teacher_dtype, device, job.device_map, **options)
+    return LiveTeacher(model, plan.kept_layers if recipe.weight("layers") else ())
+
+
+def _name(job: RecoveryJob, plan: PruningPlan) -> tuple[str | None, dict[str, Any]]:
+    """The teacher's id and how to load it."""
+    options = {key: value for key, value in job.hub.items() if key != "revision"}
+    if job.teacher:
+        return job.teacher, options | ({"revision": job.teacher_revision} if job.teacher_revision else {})
+    revision = job.teacher_revision or plan.model.get("base_model_revision")
+    return plan.model.get("base_model"), options | ({"revision": revision} if revision else {})
+
+
+def _require_same_tokens(teacher: ProcessorMixin, student: ProcessorMixin) -> None:
+    if teacher.tokenizer.get_vocab() != student.tokenizer.get_vocab():
+        raise UserInputError(
+            "the teacher's tokenizer gives other tokens than the student's: logits cannot be compared; give the model "
+            "that the student was pruned from."
+        )

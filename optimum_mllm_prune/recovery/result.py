@@ -1,0 +1,80 @@
+"""The recovered model becomes a checkpoint: written, verified, and told of in the report and the card it had."""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
+from transformers import PreTrainedModel, ProcessorMixin
+
+from ..backbone import Backbone
+from ..checkpoint import CARD_NAME, Verification, atomic_folder, reference_of, trial_inputs, verify, write_checkpoint
+from ..checkpoint.recovered import read_card, read_report, update_report, updated_card
+from ..importance import SCORES_NAME, Scores
+from ..planning import PruningPlan
+from .plots import PLOT_NAME, plot_losses
+
+
+ADAPTER_FOLDER = "adapter"
+
+
+def save_recovered(
+    output: Path,
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    origin: Path,
+    recovery: Mapping[str, Any],
+    history: list[dict[str, Any]],
+    adapter: Path | None = None,
+) -> Verification:
+    """Write and verify a recovered checkpoint; all or nothing.
+
+    Args:
+        output: folder, which is replaced where it exists.
+        model: the plain model, in the number format it is to have.
+        processor: its processor.
+        origin: folder of the pruned checkpoint, whose plan, scores, report and card go along.
+        recovery: a `RecoveryRecord` as a dict.
+        history: Trainer's log.
+        adapter: folder of the adapter as peft saved it; None where it is not kept.
+
+    Raises:
+        VerificationError: the saved checkpoint is not the model in memory; nothing is left behind.
+    """
+    layers = Backbone.of(model).layers_prefix
+    reference = reference_of(model, trial_inputs(model, processor), layers)
+    scores = Scores.load(origin) if (origin / SCORES_NAME).is_file() else None
+    with atomic_folder(output) as folder:
+        write_checkpoint(folder, model, processor, PruningPlan.load(origin), scores, "5GB")
+        verification = verify(folder, reference, has_processor=True)
+        if adapter is not None:
+            (folder / ADAPTER_FOLDER).mkdir()
+            for name in (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME):
+                shutil.copy(adapter / name, folder / ADAPTER_FOLDER)
+        logged = any("loss" in entry for entry in history)
+        if logged:
+            plot_losses(history, folder / PLOT_NAME)
+        update_report(read_report(origin), recovery, verification, folder)
+        card = updated_card(read_card(origin), output.name, recovery, verification, PLOT_NAME if logged else None)
+        card.save(folder / CARD_NAME)
+        _copy_others(origin, folder)
+    return verification
+
+
+def as_saved(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """The model with all that is saved of it in the number format of the checkpoint."""
+    saved = model.state_dict(keep_vars=True)
+    for tensor in saved.values():
+        if tensor.is_floating_point():
+            tensor.data = tensor.data.to(dtype)
+    model.config.dtype = dtype
+    return model
+
+
+def _copy_others(origin: Path, folder: Path) -> None:
+    """Pictures that the card shows."""
+    for picture in origin.glob("*.png"):
+        if not (folder / picture.name).exists():
+            shutil.copy(picture, folder)

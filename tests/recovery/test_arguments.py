@@ -1,0 +1,77 @@
+"""RecoveryArguments: defaults, and every refusal."""
+
+from dataclasses import fields
+
+import pytest
+from transformers import HfArgumentParser, TrainingArguments
+
+from optimum_mllm_prune.errors import UserInputError
+from optimum_mllm_prune.recovery.arguments import RecoveryArguments
+from optimum_mllm_prune.recovery.recipe import Recipe
+
+
+def arguments(**given):
+    return RecoveryArguments(output_dir="unused", use_cpu=True, report_to="none", **given)
+
+
+def test_the_published_settings_are_the_defaults():
+    args = arguments()
+    assert (args.learning_rate, args.lr_scheduler_type, args.warmup_steps) == (4e-5, "cosine", 0.03)
+    assert (args.weight_decay, args.num_train_epochs, args.seed) == (0.05, 1.0, 42)
+    assert args.recipe() == Recipe({"sft": 0.5, "hidden": 0.5}, temperature=2.0)
+    assert args.train == "lora" and not args.train_vision
+
+
+def test_a_short_warm_up_is_a_share_of_the_steps():
+    assert arguments().get_warmup_steps(1000) == 30
+
+
+def test_the_recipe_is_made_of_the_arguments():
+    args = arguments(
+        loss="logits=1,layers=2",
+        divergence="jsd",
+        temperature=3.0,
+        jsd_beta=0.1,
+        logits_tokens="text",
+        hidden_distance="cosine",
+        hidden_tokens="all",
+    )
+    assert args.recipe() == Recipe({"logits": 1.0, "layers": 2.0}, "jsd", 3.0, 0.1, "text", "cosine", "all")
+
+
+def test_every_added_argument_says_what_it_is():
+    old = {field.name for field in fields(TrainingArguments)}
+    added = [field for field in fields(RecoveryArguments) if field.name not in old]
+    assert len(added) >= 15
+    assert all(field.metadata["help"] for field in added)
+
+
+def test_they_can_be_parsed():
+    (args,) = HfArgumentParser(RecoveryArguments).parse_args_into_dataclasses(
+        ["--output_dir", "unused", "--use_cpu", "True", "--loss", "sft+kd", "--projector_learning_rate", "1e-3"]
+    )
+    assert (args.loss, args.projector_learning_rate, args.fraction) == ("sft+kd", 1e-3, None)
+
+
+WRONG = [
+    ({"train": "head"}, "unknown train 'head': use one of projector, lora, full"),
+    ({"remove_unused_columns": True}, "remove_unused_columns must stay off and prediction_loss_only on"),
+    ({"prediction_loss_only": False}, "remove_unused_columns must stay off and prediction_loss_only on"),
+    ({"label_smoothing_factor": 0.1}, "label_smoothing_factor is not used by these losses: leave it out"),
+    ({"lora_r": 0}, "lora_r and lora_alpha must be at least 1 and lora_dropout in [0, 1)"),
+    ({"lora_alpha": 0}, "lora_r and lora_alpha must be at least 1 and lora_dropout in [0, 1)"),
+    ({"lora_dropout": 1.0}, "lora_r and lora_alpha must be at least 1 and lora_dropout in [0, 1)"),
+    ({"lora_dropout": -0.1}, "lora_r and lora_alpha must be at least 1 and lora_dropout in [0, 1)"),
+    ({"loss": "all"}, "unknown loss 'all'"),
+    ({"divergence": "kl"}, "unknown divergence 'kl'"),
+    ({"temperature": -1.0}, "temperature must be a number above 0, got -1.0"),
+    ({"jsd_beta": 1.0}, "jsd_beta must lie between 0 and 1, got 1.0"),
+]
+
+
+@pytest.mark.parametrize(("given", "text"), WRONG, ids=lambda value: str(value)[:40])
+def test_a_wrong_value(given, text):
+    with pytest.raises(UserInputError) as caught:
+        arguments(**given)
+    assert str(caught.value).startswith(text)
+    assert "\n" not in str(caught.value)
