@@ -56,8 +56,9 @@ def test_any_argument_of_trainer_can_be_given(made):
         ("learning_rate: fast", "'learning_rate' must be a number, got 'fast'."),
         ("output_dir: x", "'output_dir' is set by the command itself: leave it out."),
         ("- a\n- b", "the config 'recovery.yaml' holds no keys: write lines such as learning_rate: 1e-4."),
-        ("loss: best", "unknown loss 'best': use one of sft, kd, hidden, sft+kd, sft+hidden, sft+hidden+kd, or weights "
-         "such as sft=0.5,hidden=0.5."),
+        ("loss: best",
+         "unknown loss 'best': use one of sft, kd, hidden, sft+kd, sft+hidden, sft+hidden+kd, or weights such as "
+         "sft=0.5,hidden=0.5."),
         ("train: all", "unknown train 'all': use one of projector, lora, full."),
         ("lr_scheduler_type: steep", "the training arguments do not fit together: steep is not a valid SchedulerType"
          ),
