@@ -254,12 +254,15 @@ class TestWays:
 
     @pytest.mark.slow
     def test_two_processes(self, pruned, llava, rows, tmp_path):
-        launcher = (SCRIPT.parent / "accelerate", "launch", "--num_processes", "2", "--cpu", "--mixed_precision", "no")
+        launcher = (sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2")
+        launcher += ("--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0")
         launcher += ("-m", "optimum_mllm_prune.commands.recover")
         words, options = script(
             "--model", pruned, "out", "--teacher", llava, "--dataset", rows, *QUICK,
             folder=tmp_path, launcher=launcher,
         )  # fmt: skip
+        # With --cpu, accelerate starts one process alone.
+        options["env"]["ACCELERATE_USE_CPU"] = "true"
         done = subprocess.run(words, **options, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         recovery = report_of(tmp_path / "out")["recovery"]
