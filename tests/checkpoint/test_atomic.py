@@ -34,6 +34,14 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
+@pytest.fixture
+def interruptible():
+    """A runner in the background of a shell ignores Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 class TestAtomicFolder:
     @pytest.mark.parametrize("output", ["out", "some/new/out"])
     def test_it_appears_at_the_end(self, tmp_path, output):
@@ -89,6 +97,7 @@ class TestAtomicFolder:
         assert names(old) == ["old.txt"]
         assert names(old.parent) == ["out"]
 
+    @pytest.mark.usefixtures("interruptible")
     @pytest.mark.parametrize("moment", ["old aside", "new in place"])
     def test_ctrl_c_does_not_cut_the_swap_in_two(self, old, monkeypatch, moment):
         rename, renamed = Path.rename, []
@@ -107,6 +116,7 @@ class TestAtomicFolder:
         assert names(old.parent) == ["out"]
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
+    @pytest.mark.usefixtures("interruptible")
     def test_a_second_ctrl_c_does_not_leave_half_a_folder(self, tmp_path, monkeypatch):
         rmtree = shutil.rmtree
 

@@ -39,18 +39,8 @@ def command(capsys, monkeypatch, cwd):
     """Run the command on words; gives exit code, stdout, stderr and the lines of stderr that are not progress bars."""
 
     def run(*words):
-        words = [str(word) for word in words]
-        monkeypatch.setattr(sys, "argv", ["optimum-cli", "mllm-prune", *words])
-        parser = ArgumentParser(PROGRAM)
-        capsys.readouterr()
-        code = 0
-        try:
-            MLLMPruneCommand.parse_args(parser)
-            MLLMPruneCommand(None, args=parser.parse_args(words), from_defaults_factory=True, parser=parser).run()
-        except SystemExit as end:
-            code = end.code
-        out, err = capsys.readouterr()
-        return SimpleNamespace(code=code, out=out, err=err, lines=told(err))
+        monkeypatch.setattr(sys, "argv", ["optimum-cli", "mllm-prune", *map(str, words)])
+        return called(MLLMPruneCommand, PROGRAM, words, capsys)
 
     return run
 
@@ -79,6 +69,21 @@ def unverified(monkeypatch):
         return Verification(0.0, [], [], True, 1e-7, True, "image + text", "LlavaForConditionalGeneration")
 
     monkeypatch.setattr(pruner, "verify", agree)
+
+
+def called(command, program, words, capsys):
+    """A command in this process: exit code, stdout, stderr and the lines of stderr that are not progress bars."""
+    words = [str(word) for word in words]
+    parser = ArgumentParser(program)
+    capsys.readouterr()
+    code = 0
+    try:
+        command.parse_args(parser)
+        command(None, args=parser.parse_args(words), from_defaults_factory=True, parser=parser).run()
+    except SystemExit as end:
+        code = end.code
+    out, err = capsys.readouterr()
+    return SimpleNamespace(code=code, out=out, err=err, lines=told(err))
 
 
 def told(err):

@@ -11,12 +11,11 @@ import sysconfig
 import time
 from argparse import ArgumentParser
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 from checkpoint import tiny_llava
-from commands.conftest import told
+from commands.conftest import called
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
@@ -49,23 +48,9 @@ def save_pruned(made, folder):
 
 
 @pytest.fixture
-def command(capsys, monkeypatch, cwd):
+def command(capsys, cwd):
     """Run the command on words in this process."""
-
-    def run(*words):
-        words = [str(word) for word in words]
-        parser = ArgumentParser(PROGRAM)
-        capsys.readouterr()
-        code = 0
-        try:
-            MLLMRecoverCommand.parse_args(parser)
-            MLLMRecoverCommand(None, args=parser.parse_args(words), from_defaults_factory=True, parser=parser).run()
-        except SystemExit as end:
-            code = end.code
-        out, err = capsys.readouterr()
-        return SimpleNamespace(code=code, out=out, err=err, lines=told(err))
-
-    return run
+    return lambda *words: called(MLLMRecoverCommand, PROGRAM, words, capsys)
 
 
 @pytest.fixture
