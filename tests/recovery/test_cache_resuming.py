@@ -186,4 +186,5 @@ def test_two_processes_share_the_shards(tmp_path, whole):
     lines = [[line for line in out.splitlines() if line] for out, _ in ended]
     assert lines[0] == ["processes 2", "told", "shard 0", "shard 2"]
     assert lines[1] == ["processes 2", "shard 1"]
-    assert teacher_cache.content(folder) == teacher_cache.content(whole)
+    assert is_complete(folder)
+    teacher_cache.assert_close(folder, whole)

@@ -67,7 +67,7 @@ def alone(tmp_path_factory):
 
 def launched(command, todo, folder):
     (folder / "jobs.json").write_text(json.dumps(todo))
-    # Two processes of one thread each; a port that is free.
+    # One thread each: the machine may have no more cores than processes.
     own = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     ended = subprocess.run([*command, str(SCRIPT), str(folder / "jobs.json")], capture_output=True, text=True, env=own)
     assert ended.returncode == 0, ended.stderr[-3000:]
