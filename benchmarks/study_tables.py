@@ -22,11 +22,12 @@ def write_report(folder: Path, output: Path) -> Path:
     against_ratio(results, output / "study" / "ratio.png")
     against_data(results, output / "study" / "data.png")
     by_hand = file.read_text(encoding="utf-8").partition(READING)[2] if file.exists() else "\n"
-    file.write_text(_text(results) + READING + by_hand, encoding="utf-8")
+    file.write_text(_setting(results) + _figures(results) + READING + by_hand, encoding="utf-8")
     return file
 
 
-def _text(results: Results) -> str:
+def _setting(results: Results) -> str:
+    """What was done, and how it is measured."""
     settings = results.settings
     train, test, passes, size = (settings[key] for key in ("train_rows", "test_rows", "passes", "batch_size"))
     return f"""# Pruning and recovery on digit scenes
@@ -55,7 +56,13 @@ of equal size are compared. Removed of the backbone stands in brackets (layers /
 
 **Learning rate.** {_rates(results)}
 
-## Verdicts
+"""
+
+
+def _figures(results: Results) -> str:
+    """The verdicts and the tables that they rest on."""
+    rounds = results.settings["rounds"]
+    return f"""## Verdicts
 
 The rules were written down before the grid ran. A statement holds when every comparison comes out as it
 says, does not hold when none does, and holds partly otherwise; comparisons that do not are in italics.
@@ -88,7 +95,7 @@ sft+hidden on all rows; the difference is taken over seeds that both have.
 
 ## Speed
 
-CPU time of one thread: 16 prompts with an image, 16 new tokens each; medians of {settings["rounds"]} rounds in which
+CPU time of one thread: 16 prompts with an image, 16 new tokens each; medians of {rounds} rounds in which
 the models take turns.
 
 {_speed(results)}

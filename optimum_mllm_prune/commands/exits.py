@@ -8,6 +8,9 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
+
+from optimum.commands.base import BaseOptimumCLICommand
 
 from ..errors import UserInputError, VerificationError, is_out_of_memory
 
@@ -17,6 +20,15 @@ OUT_OF_MEMORY = (
     "out of memory: lower --batch-size or --num-samples, add --gradient-checkpointing, choose an importance without "
     "gradients (activation, magnitude_l2), or another --device"
 )
+
+
+def carry_out(command: BaseOptimumCLICommand, module: str) -> None:
+    """Call `run` of a module beside this one with the command's arguments; ends the process with its exit code.
+
+    The module is imported here: torch takes seconds, in which Ctrl-C must end the command as it does later.
+    """
+    with exit_codes(command.parser.prog, command.args.debug):
+        import_module(f".{module}", __package__).run(command.args)
 
 
 @contextmanager

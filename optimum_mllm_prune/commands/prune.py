@@ -7,6 +7,7 @@ from pathlib import Path
 
 from optimum.commands.base import BaseOptimumCLICommand, CommandInfo
 
+from .exits import carry_out
 from .flags import add_flag, add_hub_flags, add_loading_flags, prepare
 
 
@@ -49,13 +50,7 @@ class MLLMPruneCommand(BaseOptimumCLICommand):
 
     def run(self) -> None:
         """Prune; ends the process with the command's exit code."""
-        from .exits import exit_codes
-
-        with exit_codes(self.parser.prog, self.args.debug):
-            # Imported inside: torch takes seconds, in which Ctrl-C must end the command as it does later.
-            from .prune_run import run
-
-            run(self.args)
+        carry_out(self, "prune_run")
 
 
 def parameter_count(text: str) -> int:

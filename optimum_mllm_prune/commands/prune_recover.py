@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from argparse import Namespace
 from pathlib import Path
 
 from ..errors import UserInputError
-from ..planning import PLAN_NAME
+from ..planning import PLAN_NAME, PruningPlan
 from ..recovery.arguments import RecoveryArguments
 from ..recovery.job import RecoveryJob
 from ..recovery.recover import recover
@@ -24,8 +23,8 @@ def staged_folder(output: Path) -> Path:
 
 def is_staged(output: Path, command: str) -> bool:
     """Whether an earlier run of the same command has come as far as the pruned checkpoint, which appears whole."""
-    file = staged_folder(output) / PLAN_NAME
-    return file.is_file() and json.loads(file.read_text(encoding="utf-8")).get("command") == command
+    staged = staged_folder(output)
+    return (staged / PLAN_NAME).is_file() and PruningPlan.load(staged).command == command
 
 
 def training_arguments(args: Namespace, output: Path) -> RecoveryArguments:

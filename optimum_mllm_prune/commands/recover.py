@@ -10,6 +10,7 @@ from pathlib import Path
 
 from optimum.commands.base import BaseOptimumCLICommand, CommandInfo
 
+from .exits import carry_out
 from .flags import add_flag, add_hub_flags, add_loading_flags, prepare
 
 
@@ -53,13 +54,7 @@ class MLLMRecoverCommand(BaseOptimumCLICommand):
 
     def run(self) -> None:
         """Recover; ends the process with the command's exit code."""
-        from .exits import exit_codes
-
-        with exit_codes(self.parser.prog, self.args.debug):
-            # Imported inside: torch takes seconds, in which Ctrl-C must end the command as it does later.
-            from .recover_run import run
-
-            run(self.args)
+        carry_out(self, "recover_run")
 
 
 def _add_main(parser: ArgumentParser) -> None:

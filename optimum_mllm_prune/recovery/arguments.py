@@ -68,6 +68,11 @@ class RecoveryArguments(TrainingArguments):
             raise UserInputError("lora_r and lora_alpha must be at least 1 and lora_dropout in [0, 1): correct them.")
         self.recipe()
 
+    @property
+    def draw_seed(self) -> int:
+        """Seed of what is drawn from the rows: which of them, and in which order."""
+        return self.seed if self.data_seed is None else self.data_seed
+
     def recipe(self) -> Recipe:
         """The losses. Raises UserInputError."""
         return Recipe(

@@ -1,6 +1,7 @@
 """Rows to training batches: the collator, and a sampler that keeps rows with and without images apart."""
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -18,6 +19,11 @@ class NumberedRows(Sequence[tuple[int, Row]]):
 
     def __init__(self, rows: Rows) -> None:
         self.rows = rows
+
+    @cached_property
+    def with_images(self) -> list[bool]:
+        """A flag for each row; reads every row, so it is asked once."""
+        return self.rows.have_images()
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -12,7 +12,7 @@ from .head import BlockLoss, head_losses, rows_a_chunk
 from .losses import cross_entropy_sum, distance_sum
 from .recipe import TERMS, Recipe
 from .tap import Tapped
-from .tokens import TOKENS, positions
+from .tokens import TOKENS, following, positions
 
 
 @dataclass
@@ -58,7 +58,7 @@ class BatchObjective:
         if not sft and not divergence:
             return 0 * tapped.final[:, 0].float().sum(), terms
         kept = positions(self.modality, self.recipe.logits_tokens if divergence else "answer")
-        labels = next_labels(self.labels)[kept]
+        labels = following(self.labels, IGNORED_LABEL)[kept]
         shares = torch.stack([1 / self._count("answer"), 1 / self._count(self.recipe.logits_tokens)])
         weights = torch.tensor([sft, divergence], device=terms.device) * shares
         tau_squared = self.recipe.temperature**2
@@ -92,10 +92,3 @@ class BatchObjective:
 
     def _count(self, tokens: str) -> Tensor:
         return self.counts[TOKENS.index(tokens)].clamp(min=1).float()
-
-
-def next_labels(labels: Tensor) -> Tensor:
-    """(rows, length): at each position the label of the token that follows it."""
-    following = torch.full_like(labels, IGNORED_LABEL)
-    following[:, :-1] = labels[:, 1:]
-    return following

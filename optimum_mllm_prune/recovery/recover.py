@@ -85,7 +85,7 @@ def recover(job: RecoveryJob, args: RecoveryArguments) -> RecoveryRecord:
         model = trainer.plain_model()
         if state.is_main_process:
             history = trainer.state.log_history
-            save_recovered(output, as_saved(model, dtype), processor, origin, record.to_dict(), history, adapter)
+            save_recovered(output, as_saved(model, dtype), processor, origin, plan, record.to_dict(), history, adapter)
     state.wait_for_everyone()
     if state.is_main_process:
         TrainingFolder(output).remove()
@@ -165,8 +165,7 @@ def _record(
         last=terms_at(history, -1),
         seconds=round(seconds, 1),
         command=job.command,
-        versions={"optimum_mllm_prune": __version__}
-        | {name: version(name) for name in ("torch", "transformers", "peft")},
+        versions={"optimum_mllm_prune": __version__} | {name: version(name) for name in _PACKAGES},
     )
 
 

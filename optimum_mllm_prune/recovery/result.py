@@ -25,6 +25,7 @@ def save_recovered(
     model: PreTrainedModel,
     processor: ProcessorMixin,
     origin: Path,
+    plan: PruningPlan,
     recovery: Mapping[str, Any],
     history: list[dict[str, Any]],
     adapter: Path | None = None,
@@ -35,7 +36,8 @@ def save_recovered(
         output: folder, which is replaced where it exists.
         model: the plain model, in the number format it is to have.
         processor: its processor.
-        origin: folder of the pruned checkpoint, whose plan, scores, report and card go along.
+        origin: folder of the pruned checkpoint, whose scores, report and card go along.
+        plan: by which it was pruned.
         recovery: a `RecoveryRecord` as a dict.
         history: Trainer's log.
         adapter: folder of the adapter as peft saved it; None where it is not kept.
@@ -47,7 +49,7 @@ def save_recovered(
     reference = reference_of(model, trial_inputs(model, processor), layers)
     scores = Scores.load(origin) if (origin / SCORES_NAME).is_file() else None
     with atomic_folder(output) as folder:
-        write_checkpoint(folder, model, processor, PruningPlan.load(origin), scores, "5GB")
+        write_checkpoint(folder, model, processor, plan, scores, "5GB")
         verification = verify(folder, reference, has_processor=True)
         if adapter is not None:
             (folder / ADAPTER_FOLDER).mkdir()

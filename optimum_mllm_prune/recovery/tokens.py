@@ -22,10 +22,16 @@ def positions(modality: Tensor, tokens: Tokens) -> Tensor:
     """
     if tokens == "all":
         return modality != Modality.PADDING
-    following = torch.full_like(modality, Modality.PADDING)
-    following[:, :-1] = modality[:, 1:]
-    answer = following == Modality.ANSWER
-    return answer if tokens == "answer" else answer | (following == Modality.PROMPT)
+    next_one = following(modality, Modality.PADDING)
+    answer = next_one == Modality.ANSWER
+    return answer if tokens == "answer" else answer | (next_one == Modality.PROMPT)
+
+
+def following(values: Tensor, last: int) -> Tensor:
+    """(rows, length): at each position the value of the token that follows it, `last` at the last."""
+    shifted = torch.full_like(values, last)
+    shifted[:, :-1] = values[:, 1:]
+    return shifted
 
 
 def counts(modality: Tensor) -> Tensor:

@@ -225,14 +225,13 @@ class RecoveryTrainer(Trainer):
         (Path(folder) / TRAINING_ARGS_NAME).unlink(missing_ok=True)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
-        flags = (train_dataset or self.train_dataset).rows.have_images()
+        flags = (train_dataset or self.train_dataset).with_images
         if len(set(flags)) == 1:
             return super()._get_train_sampler(train_dataset)
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        return HomogeneousSampler(flags, self.args.train_batch_size, seed)
+        return HomogeneousSampler(flags, self.args.train_batch_size, self.args.draw_seed)
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Sampler | None:
-        flags = eval_dataset.rows.have_images()
+        flags = eval_dataset.with_images
         if len(set(flags)) == 1:
             return super()._get_eval_sampler(eval_dataset)
         return HomogeneousSampler(flags, self.args.eval_batch_size, seed=None)
@@ -273,8 +272,7 @@ def few_rows(dataset: Any, args: RecoveryArguments) -> Rows:
     """The rows to train on, as `args` draw them."""
     rows = as_rows(dataset)
     strata = rows.column(args.stratify_by) if args.stratify_by else None
-    seed = args.seed if args.data_seed is None else args.data_seed
-    chosen = draw_few(len(rows), args.fraction, args.max_samples, seed, strata)
+    chosen = draw_few(len(rows), args.fraction, args.max_samples, args.draw_seed, strata)
     return rows if len(chosen) == len(rows) else rows.take(chosen)
 
 

@@ -24,27 +24,33 @@ def test_no_names_of_repositories(repo_id):
     assert str(error.value).endswith("): write me/my-model.")
 
 
-@pytest.mark.parametrize("error", [HTTPError("no network\nat all"), OSError("no network\nat all")])
-def test_a_push_that_fails(monkeypatch, error):
-    def fail(*_, **__):
-        raise error
+@pytest.fixture
+def push(monkeypatch):
+    """Push to a Hub that answers with an error."""
 
-    monkeypatch.setattr(HfApi, "create_repo", fail)
-    with pytest.raises(UserInputError) as told:
+    def against(error):
+        def fail(*_, **__):
+            raise error
+
+        monkeypatch.setattr(HfApi, "create_repo", fail)
         upload(Path("out"), "me/it")
+
+    return against
+
+
+@pytest.mark.parametrize("error", [HTTPError("no network\nat all"), OSError("no network\nat all")])
+def test_a_push_that_fails(push, error):
+    with pytest.raises(UserInputError) as told:
+        push(error)
     assert str(told.value) == (
         "the checkpoint 'out' is complete but could not be pushed to 'me/it': no network; push it with "
         "`hf upload me/it out`."
     )
 
 
-def test_ctrl_c_says_what_is_kept(monkeypatch):
-    def interrupt(*_, **__):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(HfApi, "create_repo", interrupt)
+def test_ctrl_c_says_what_is_kept(push):
     with pytest.raises(KeyboardInterrupt) as told:
-        upload(Path("out"), "me/it")
+        push(KeyboardInterrupt())
     assert str(told.value) == (
         "the checkpoint 'out' is complete but was not pushed; push it with `hf upload me/it out`"
     )

@@ -40,6 +40,16 @@ def model():
     return copy.deepcopy(_model())
 
 
+def moved(by):
+    """A copy whose weights are moved at random, always in the same way."""
+    made = model()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter += by * torch.randn(parameter.shape, generator=generator)
+    return made
+
+
 @cache
 def rows() -> Dataset:
     disable_progress_bars()

@@ -14,12 +14,7 @@ from optimum_mllm_prune.recovery.trainer import RecoveryTrainer
 
 def student():
     """Not the teacher, but near it."""
-    model = tiny_llava.model()
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.02 * torch.randn(parameter.shape, generator=generator)
-    return model
+    return tiny_llava.moved(by=0.02)
 
 
 def trained(folder, loss, teacher, **others):

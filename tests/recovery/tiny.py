@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from functools import cache
 
-import torch
 from checkpoint import tiny_llava
 from masking import plan_removing
 
@@ -25,12 +24,7 @@ processor = tiny_llava.processor
 
 @cache
 def _teacher():
-    model = tiny_llava.model()
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
-    return model
+    return tiny_llava.moved(by=0.05)
 
 
 def teacher():
