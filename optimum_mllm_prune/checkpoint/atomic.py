@@ -114,11 +114,10 @@ def _remove_empty(folders: Sequence[Path]) -> None:
 
 
 def _open_up(folder: Path) -> None:
-    """Give a folder and its files the rights of any new ones: temporary folders and weight files are private."""
+    """Give a folder and all in it the rights of new ones: temporary folders and weight files are private."""
     mask = _umask()
-    folder.chmod(0o777 & ~mask)
-    for file in folder.iterdir():
-        file.chmod(0o666 & ~mask)
+    for path in (folder, *folder.rglob("*")):
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
 
 
 def _replace(new: Path, old: Path) -> None:

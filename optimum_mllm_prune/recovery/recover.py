@@ -67,7 +67,8 @@ def recover(job: RecoveryJob, args: RecoveryArguments) -> RecoveryRecord:
         VerificationError: the saved result is not the model in memory; the training's checkpoints are kept.
     """
     state = PartialState()
-    output = check_output(job.output, job.overwrite, sources=[job.model, job.teacher, job.dataset, job.eval_dataset])
+    sources = [job.model, job.teacher, job.dataset, job.eval_dataset, job.teacher_cache]
+    output = check_output(job.output, job.overwrite, sources=sources)
     origin = pruned_folder(job.model, job.hub)
     plan = PruningPlan.load(origin)
     rows, held_out = _rows(job)

@@ -144,11 +144,16 @@ class TestAtomicFolder:
             with atomic_folder(tmp_path / "out") as folder:
                 fill(folder)
                 (folder / "new.txt").chmod(0o600)
+                (folder / "inner").mkdir(0o700)
+                (folder / "inner" / "more.txt").touch(0o600)
             assert os.umask(mask) == mask
         finally:
             os.umask(before)
         assert stat.S_IMODE((tmp_path / "out").stat().st_mode) == 0o777 & ~mask
         assert stat.S_IMODE((tmp_path / "out" / "new.txt").stat().st_mode) == 0o666 & ~mask
+        # A folder that may not be entered would hide what is in it from all but root.
+        assert stat.S_IMODE((tmp_path / "out" / "inner").stat().st_mode) == 0o777 & ~mask
+        assert stat.S_IMODE((tmp_path / "out" / "inner" / "more.txt").stat().st_mode) == 0o666 & ~mask
 
     def test_no_folder_can_be_made(self, tmp_path):
         (tmp_path / "file").write_text("")

@@ -343,6 +343,11 @@ class TestBadInput:
         line = refused("--model", pruned, "out", "--dataset", rows)
         assert line == "'out' exists already: name another folder, or add --overwrite to replace it."
 
+    def test_the_output_holds_the_cache(self, refused, pruned, rows, cwd):
+        (cwd / "out" / "cache").mkdir(parents=True)
+        line = refused("--model", pruned, "out", "--dataset", rows, "--overwrite", "--teacher-cache", "out/cache")
+        assert line == "'out' holds 'out/cache', which this run reads: name another folder."
+
     @pytest.mark.parametrize(
         ("words", "line"),
         [
