@@ -30,7 +30,7 @@ from optimum_mllm_prune.checkpoint import peak_memory
 from optimum_mllm_prune.recovery.objective import BatchObjective
 from optimum_mllm_prune.recovery.recipe import Recipe, loss_weights
 from optimum_mllm_prune.recovery.tap import Tap
-from optimum_mllm_prune.recovery.teacher import LiveTeacher
+from optimum_mllm_prune.recovery.teachers.live import LiveTeacher
 from optimum_mllm_prune.recovery.tokens import counts
 
 

@@ -12,12 +12,12 @@ if TYPE_CHECKING:
     from .planning import PruningPlan
     from .pruner import MLLMPruner
     from .recovery.arguments import RecoveryArguments
-    from .recovery.cached_teacher import CachedTeacher
+    from .recovery.teachers.cached import CachedTeacher
     from .recovery.trainer import RecoveryTrainer
 
 # Imported on first use: optimum-cli reads this package on every call, and torch takes seconds.
 _HOMES = {
-    "CachedTeacher": "recovery.cached_teacher",
+    "CachedTeacher": "recovery.teachers.cached",
     "MLLMPruner": "pruner",
     "PruningConfig": "configuration",
     "PruningPlan": "planning",

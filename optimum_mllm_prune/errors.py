@@ -19,7 +19,18 @@ class UserInputError(ValueError):
 
 
 class VerificationError(RuntimeError):
-    """The saved checkpoint is not the model in memory; nothing was kept."""
+    """The saved checkpoint is not the model in memory, and was deleted."""
+
+
+def note_kept(error: BaseException, what: str) -> None:
+    """Say of an error what the work before it has left behind; who says it first is heard."""
+    if not hasattr(error, "kept"):
+        error.kept = what
+
+
+def what_is_kept(error: BaseException) -> str:
+    """What an error says is left behind."""
+    return getattr(error, "kept", "nothing was kept")
 
 
 def first_line(error: BaseException) -> str:

@@ -8,7 +8,8 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from optimum.utils import logging
 from safetensors import SafetensorError
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
+from transformers.utils import is_bitsandbytes_available
 from transformers.utils.hub import cached_file, extract_commit_hash
 
 from .backbone import model_class_of
@@ -62,6 +63,7 @@ def load_model(
     dtype: str | torch.dtype = "auto",
     device: str | None = None,
     device_map: Any = None,
+    quantization: str | None = None,
     **hub: Any,
 ) -> PreTrainedModel:
     """The model with all its weights, in eval mode.
@@ -72,14 +74,20 @@ def load_model(
         dtype: number format of the weights; "auto" as saved.
         device: where to put the whole model; by default the first GPU, else the CPU.
         device_map: how to spread it instead, as in `from_pretrained`.
+        quantization: "8bit" or "4bit" to look at it only, its linear maps held by bitsandbytes in so many bits.
         hub: `revision`, `token`, `cache_dir`.
 
     Raises:
-        UserInputError: the weights are absent, damaged, incomplete, or do not fit on the device.
+        UserInputError: the weights are absent, damaged, incomplete, or do not fit on the device, or bitsandbytes is
+            not installed.
     """
     if device is not None and device_map is not None:
         raise UserInputError("device and device_map both say where the model goes: give one of them.")
     check_device(device)
+    if quantization is not None:
+        hub["quantization_config"] = _quantized(quantization)
+        # It cannot be moved once it is loaded.
+        device_map = device_map or {"": device or _first_device()}
     try:
         with quiet():
             # Weights of another shape are told by name below, which transformers does only in its report.
@@ -94,7 +102,7 @@ def load_model(
                 **hub,
             )
         if device_map is None:
-            model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+            model = model.to(device or _first_device())
     except (SafetensorError, EOFError) as error:
         raise UserInputError(
             f"the weights of '{model_id}' are damaged or cut short ({first_line(error)}): fetch them again."
@@ -153,6 +161,21 @@ def with_origin(
     if config.dataset is not None:
         config.dataset = public_name(config.dataset)
     return config
+
+
+def _first_device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _quantized(quantization: str) -> BitsAndBytesConfig:
+    if quantization not in ("8bit", "4bit"):
+        raise UserInputError(f"unknown quantization '{quantization}': use 8bit or 4bit.")
+    if not is_bitsandbytes_available():
+        raise UserInputError(
+            f"a model in {quantization} needs bitsandbytes, which is not installed: "
+            "pip install 'optimum-mllm-prune[quantized]'."
+        )
+    return BitsAndBytesConfig(**{f"load_in_{quantization}": True})
 
 
 def _without_weights(model_id: str, error: OSError) -> str:

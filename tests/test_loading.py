@@ -92,3 +92,29 @@ class TestPublicName:
         monkeypatch.chdir(tmp_path)
         assert public_name("secret/rows") == "rows"
         assert public_name(".") == tmp_path.name
+
+
+class TestQuantized:
+    def test_eight_bits(self, tmp_path):
+        folder = str(tiny_llava.save_model(tmp_path / "llava"))
+        config = load_config(folder)
+        model, whole = load_model(folder, config, quantization="8bit"), load_model(folder, config)
+        weight = model.model.language_model.layers[0].mlp.down_proj.weight
+        assert weight.dtype == torch.int8
+        tokens = torch.tensor([[5, 6, 7]])
+        with torch.no_grad():
+            few, all_bits = (torch.log_softmax(m(input_ids=tokens).logits.float(), -1) for m in (model, whole))
+        assert 0 < (few - all_bits).abs().max() < 0.1 * all_bits.abs().max()
+
+    def test_an_unknown_number_of_bits(self, tmp_path):
+        folder = str(tiny_llava.save_model(tmp_path / "llava"))
+        line = reason_of(lambda: load_model(folder, load_config(folder), quantization="2bit"))
+        assert line == "unknown quantization '2bit': use 8bit or 4bit."
+
+    def test_without_bitsandbytes(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("optimum_mllm_prune.loading.is_bitsandbytes_available", lambda: False)
+        folder = str(tiny_llava.save_model(tmp_path / "llava"))
+        line = reason_of(lambda: load_model(folder, load_config(folder), quantization="4bit"))
+        assert line == (
+            "a model in 4bit needs bitsandbytes, which is not installed: pip install 'optimum-mllm-prune[quantized]'."
+        )

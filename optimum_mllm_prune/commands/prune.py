@@ -30,6 +30,11 @@ examples:
 
 exit codes: 0 done; 1 something failed; 2 the input is wrong (one line says what to do); 130 interrupted."""
 
+LESS_MEMORY = (
+    "lower --batch-size or --num-samples, add --gradient-checkpointing, choose an importance without gradients "
+    "(activation, magnitude_l2), or another --device; in a recovery, --recover-set per_device_train_batch_size=1"
+)
+
 
 class MLLMPruneCommand(BaseOptimumCLICommand):
     """The command as optimum-cli knows it."""
@@ -50,7 +55,7 @@ class MLLMPruneCommand(BaseOptimumCLICommand):
 
     def run(self) -> None:
         """Prune; ends the process with the command's exit code."""
-        carry_out(self, "prune_run")
+        carry_out(self, "prune_run", LESS_MEMORY)
 
 
 def parameter_count(text: str) -> int:

@@ -38,19 +38,20 @@ def training_arguments(args: Namespace, output: Path) -> RecoveryArguments:
 
 def recover_staged(args: Namespace, output: Path, arguments: RecoveryArguments, command: str) -> None:
     """Train the pruned checkpoint into the output, and remove it once that stands."""
+    taught = arguments.recipe().needs_teacher
     record = recover(
         RecoveryJob(
             model=str(staged_folder(output)),
             output=output,
             dataset=args.recover_dataset or args.dataset,
-            teacher=args.model,
+            teacher=args.model if taught else None,
             dataset_split=None if args.recover_dataset else args.dataset_split,
             dtype=args.dtype,
             device_map=args.device_map,
             overwrite=args.overwrite,
             command=command,
             hub={key: value for key in ("token", "cache_dir") if (value := getattr(args, key)) is not None},
-            teacher_revision=args.revision,
+            teacher_revision=args.revision if taught else None,
         ),
         arguments,
     )

@@ -13,7 +13,7 @@ from ..backbone import Backbone, model_class_of
 from ..calibration.rows import load_rows
 from ..checkpoint import atomic_folder, check_output, upload, write_plan
 from ..configuration import PruningConfig
-from ..errors import UserInputError
+from ..errors import UserInputError, note_kept
 from ..importance import METRICS, SCORES_NAME, Scores
 from ..loading import check_device, load_config, public_name
 from ..planning import PruningPlan, account
@@ -154,8 +154,9 @@ def _write_plan(output: Path, plan: PruningPlan, scores: Scores) -> None:
 
 @contextmanager
 def _kept(output: Path) -> Iterator[None]:
-    """Ctrl-C in here leaves a checkpoint behind, and says so."""
+    """What ends the command in here leaves a checkpoint behind, and says so."""
     try:
         yield
-    except KeyboardInterrupt as error:
-        raise KeyboardInterrupt(str(error) or f"the checkpoint '{output}' is complete") from None
+    except BaseException as error:
+        note_kept(error, f"the checkpoint '{output}' is complete")
+        raise

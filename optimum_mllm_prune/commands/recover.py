@@ -34,6 +34,12 @@ examples:
 A run that was broken off goes on where it was when the same command is given again.
 exit codes: 0 done; 1 something failed; 2 the input is wrong (one line says what to do); 130 interrupted."""
 
+LESS_MEMORY = (
+    "lower --per-device-train-batch-size (and raise --gradient-accumulation-steps), add --activation-checkpointing "
+    "or --bf16, choose --train lora or projector, store what the teacher says with --teacher-cache, or use another "
+    "--device"
+)
+
 
 class MLLMRecoverCommand(BaseOptimumCLICommand):
     """The command as optimum-cli knows it."""
@@ -54,7 +60,7 @@ class MLLMRecoverCommand(BaseOptimumCLICommand):
 
     def run(self) -> None:
         """Recover; ends the process with the command's exit code."""
-        carry_out(self, "recover_run")
+        carry_out(self, "recover_run", LESS_MEMORY)
 
 
 def _add_main(parser: ArgumentParser) -> None:
@@ -126,6 +132,12 @@ def _add_loading(parser: ArgumentParser) -> None:
     group = add_loading_flags(parser)
     add_flag(
         group, "--teacher-dtype", default="auto", help="the teacher's: auto (as saved), float32, bfloat16, float16"
+    )
+    add_flag(
+        group,
+        "--teacher-quantization",
+        choices=["8bit", "4bit"],
+        help="hold the teacher in so many bits; needs bitsandbytes",
     )
     add_flag(group, "--teacher-revision", help="branch, tag or commit of the teacher")
 

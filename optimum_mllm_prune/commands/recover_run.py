@@ -51,6 +51,7 @@ def _job(args: Namespace, output: Path) -> RecoveryJob:
         top_k=args.top_k,
         dtype=args.dtype,
         teacher_dtype=args.teacher_dtype,
+        teacher_quantization=args.teacher_quantization,
         device_map=args.device_map,
         overwrite=args.overwrite,
         keep_adapter=args.keep_adapter,

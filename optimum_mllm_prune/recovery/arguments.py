@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from ..errors import UserInputError
 from .recipe import Recipe, loss_weights
@@ -56,6 +57,11 @@ class RecoveryArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if is_deepspeed_zero3_enabled():
+            raise UserInputError(
+                "stage 3 of DeepSpeed's ZeRO holds pieces of the head's weights, of which no logits can be made chunk "
+                "by chunk: use stage 1 or 2, or FSDP."
+            )
         # Pinned memory is for accelerators; without one torch warns of it.
         self.dataloader_pin_memory &= self.device.type != "cpu"
         if self.train not in TRAINED:

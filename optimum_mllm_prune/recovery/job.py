@@ -22,6 +22,7 @@ class RecoveryJob:
         top_k: logits of the likeliest so many tokens to cache; None takes what is there, or 64.
         dtype: number format to train in; "auto": as saved under mixed precision, else float32.
         teacher_dtype: number format of the teacher; "auto" as saved.
+        teacher_quantization: "8bit" or "4bit" to hold the teacher in so many bits; None as its format is.
         device_map: how to spread student and teacher over devices.
         overwrite: replace an output that exists.
         keep_adapter: also keep the adapter of "lora" in the output, in the folder `adapter`.
@@ -41,6 +42,7 @@ class RecoveryJob:
     top_k: int | None = None
     dtype: str = "auto"
     teacher_dtype: str = "auto"
+    teacher_quantization: str | None = None
     device_map: Any = None
     overwrite: bool = False
     keep_adapter: bool = False

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from ..calibration.batches import IGNORED_LABEL
-from .guidance import Guidance
 from .head import BlockLoss, head_losses, rows_a_chunk
 from .losses import cross_entropy_sum, distance_sum
 from .recipe import TERMS, Recipe
 from .tap import Tapped
+from .teachers.guidance import Guidance
 from .tokens import TOKENS, following, positions
 
 

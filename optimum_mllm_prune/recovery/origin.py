@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
 from accelerate.utils.memory import clear_device_cache
 from huggingface_hub import snapshot_download
 from transformers import ProcessorMixin
@@ -15,12 +16,12 @@ from ..errors import UserInputError, first_line
 from ..loading import load_config, load_model
 from ..planning import PLAN_NAME, PruningPlan
 from ..quiet import quiet
-from .cache_index import is_complete
-from .cache_writer import write_cache
-from .cached_teacher import CachedTeacher
 from .job import RecoveryJob
 from .recipe import Recipe
-from .teacher import LiveTeacher, Teacher
+from .teachers.cache_index import is_complete
+from .teachers.cache_writer import write_cache
+from .teachers.cached import CachedTeacher
+from .teachers.live import LiveTeacher, Teacher
 
 
 DEFAULT_TOP_K = 64
@@ -60,8 +61,9 @@ def teacher_for(
         UserInputError: there is none, or it does not fit the student, the rows or the recipe.
     """
     if not recipe.needs_teacher:
-        if job.teacher_cache:
-            raise UserInputError("this loss looks at no teacher: leave the teacher cache out.")
+        asked = (job.teacher, job.teacher_cache, job.teacher_revision, job.teacher_quantization)
+        if any(asked) or job.teacher_dtype != "auto":
+            raise UserInputError("this loss looks at no teacher: leave out all that is said of one.")
         return None
     if job.teacher_cache and is_complete(job.teacher_cache):
         stored = CachedTeacher(job.teacher_cache)
@@ -96,8 +98,10 @@ def _live(job: RecoveryJob, recipe: Recipe, plan: PruningPlan, processor: Proces
             f"'{name}' is not the model that this one was pruned from, so layers cannot be matched: give that one, or "
             "leave out the loss term 'layers'."
         )
-    device = None if job.device_map else "cpu"
-    model = load_model(name, config, job.teacher_dtype, device, job.device_map, **options)
+    bits = job.teacher_quantization
+    # Trainer moves it to where it is asked, unless it is quantised.
+    device = None if job.device_map else str(PartialState().device) if bits else "cpu"
+    model = load_model(name, config, job.teacher_dtype, device, job.device_map, bits, **options)
     return LiveTeacher(model, plan.kept_layers if recipe.weight("layers") else ())
 
 

@@ -17,13 +17,13 @@ from ..loading import load_config, load_model, public_name
 from ..planning import PruningPlan
 from ..version import __version__
 from .arguments import RecoveryArguments
-from .fingerprints import model_fingerprint, rows_fingerprint
 from .job import RecoveryJob
 from .origin import pruned_folder, teacher_for
 from .recipe import Recipe
 from .record import RecoveryRecord, terms_at
 from .result import as_saved, save_recovered
 from .student import trained_parameters
+from .teachers.fingerprints import model_fingerprint, rows_fingerprint
 from .trainer import RecoveryTrainer, few_rows
 from .training_folder import TrainingFolder
 

@@ -1,5 +1,6 @@
 """What trains: projector alone, adapters in the backbone with the projector in full, or all of both."""
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -115,7 +116,7 @@ class Student:
             target_modules=self.parts.linears,
             modules_to_save=whole,
         )
-        return get_peft_model(self.base, self._lora, autocast_adapter_dtype=False)
+        return _wrapped(self.base, self._lora)
 
     def _with_state(self, state: Mapping[str, Tensor]) -> PreTrainedModel | PeftModel:
         with init_empty_weights(include_buffers=False):
@@ -123,12 +124,20 @@ class Student:
             fresh = plain
             if self._lora is not None:
                 whole = [name for name in self._lora.modules_to_save if not name.startswith(BRIDGE)]
-                fresh = get_peft_model(plain, replace(self._lora, modules_to_save=whole), autocast_adapter_dtype=False)
+                fresh = _wrapped(plain, replace(self._lora, modules_to_save=whole))
         kept = {name: tensor for name, tensor in state.items() if BRIDGE not in name}
         fresh.load_state_dict(kept, strict=True, assign=True)
         plain.tie_weights()
         plain.generation_config = self.base.generation_config
         return fresh
+
+
+def _wrapped(model: PreTrainedModel, lora: LoraConfig) -> PeftModel:
+    """The model with adapters in its own number format."""
+    with warnings.catch_warnings():
+        # peft asks transformers for a property by a name that transformers has given up.
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+        return get_peft_model(model, lora, autocast_adapter_dtype=False)
 
 
 def _plain_name(name: str) -> str:

@@ -18,13 +18,13 @@ from ..errors import UserInputError
 from ..planning import PruningPlan
 from .arguments import RecoveryArguments
 from .batching import HomogeneousSampler, NumberedRows, RowCollator
-from .cached_teacher import CachedTeacher
 from .few_data import draw_few
 from .objective import BatchObjective
 from .recipe import TERMS, Recipe
 from .student import Student, is_half
 from .tap import Tap
-from .teacher import LiveTeacher, Teacher
+from .teachers.cached import CachedTeacher
+from .teachers.live import LiveTeacher, Teacher
 from .tokens import counts
 
 

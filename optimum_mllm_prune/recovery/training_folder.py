@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers.trainer_utils import get_last_checkpoint
 
-from ..errors import UserInputError
+from ..errors import UserInputError, note_kept
 
 
 STATE_NAME = "recovery_run.json"
@@ -42,9 +42,11 @@ class TrainingFolder:
         self._claim(run)
         try:
             yield get_last_checkpoint(str(self.path))
-        except BaseException:
+        except BaseException as error:
             if get_last_checkpoint(str(self.path)) is None:
                 self.remove()
+            else:
+                note_kept(error, f"the checkpoints in '{self.path}' are kept: the same command goes on from there")
             raise
 
     def remove(self) -> None:

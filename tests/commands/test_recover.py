@@ -1,5 +1,6 @@
 """`optimum-cli mllm-recover`, the real script and the command in this process."""
 
+import errno
 import json
 import os
 import re
@@ -19,8 +20,8 @@ from commands.conftest import called
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
-from optimum_mllm_prune import MLLMPruner, PruningConfig
-from optimum_mllm_prune.checkpoint import Verification
+from optimum_mllm_prune import MLLMPruner, PruningConfig, RecoveryTrainer
+from optimum_mllm_prune.checkpoint import Verification, VerificationError
 from optimum_mllm_prune.commands.recover import EXAMPLES, MLLMRecoverCommand
 from optimum_mllm_prune.commands.recover_flags import TRAINING
 from optimum_mllm_prune.recovery import result
@@ -220,6 +221,11 @@ class TestWays:
             "the teacher in memory."
         )
 
+    def test_a_teacher_in_eight_bits(self, command, pruned, llava, rows, cwd, unverified):
+        words = ("--model", pruned, "out", "--teacher", llava, "--teacher-quantization", "8bit", "--dataset", rows)
+        assert command(*words, *QUICK).code == 0
+        assert report_of(cwd / "out")["recovery"]["teacher"] == llava.name
+
     def test_held_out_rows(self, command, pruned, rows, cwd, unverified):
         tiny_llava.save_rows(cwd / "others")
         words = ("--eval-dataset", "others", "--loss", "sft", "--set", "eval_strategy=steps", "eval_steps=1")
@@ -282,7 +288,7 @@ class TestBrokenOff:
 
     def test_other_settings_are_refused(self, command, pruned, rows, cwd, unverified, monkeypatch):
         words = ("--model", pruned, "out", "--dataset", rows, "--loss", "sft", *QUICK)
-        monkeypatch.setattr(result, "verify", _interrupt)
+        monkeypatch.setattr(result, "verify", _raising(KeyboardInterrupt()))
         assert command(*words).code == 130
         assert (cwd / "out.training").is_dir()
         assert not (cwd / "out").exists()
@@ -292,9 +298,46 @@ class TestBrokenOff:
             "out.training' holds a broken-off training of other settings: finish that one, or delete the folder."
         )
 
+    @pytest.mark.parametrize(
+        ("error", "code", "line"),
+        [
+            (KeyboardInterrupt(), 130, "interrupted; {kept}"),
+            (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), 2,
+             "the disk is full: free some room or choose another folder; {kept}"),
+            (VerificationError("the logits differ by 0.5"), 1, "the logits differ by 0.5; {kept}"),
+        ],
+        ids=["Ctrl-C", "disk full", "verification"],
+    )  # fmt: skip
+    def test_what_is_kept_is_told(self, command, pruned, rows, cwd, unverified, monkeypatch, error, code, line):
+        """After the last step everything is in the checkpoints, so that the same command need not train again."""
+        words = ("--model", pruned, "out", "--dataset", rows, "--loss", "sft", *QUICK)
+        monkeypatch.setattr(result, "verify", _raising(error))
+        kept = "the checkpoints in 'out.training' are kept: the same command goes on from there"
+        done = command(*words)
+        assert (done.code, done.lines[-1]) == (code, f"{PROGRAM}: error: {line.format(kept=kept)}")
+        assert list((cwd / "out.training").glob("checkpoint-*"))
 
-def _interrupt(*_, **__):
-    raise KeyboardInterrupt
+    def test_nothing_is_kept_before_the_first_checkpoint(self, command, pruned, rows, cwd, monkeypatch):
+        monkeypatch.setattr(RecoveryTrainer, "train", _raising(KeyboardInterrupt()))
+        words = ("--model", pruned, "out", "--dataset", rows, "--loss", "sft", *QUICK)
+        done = command(*words)
+        assert (done.code, done.lines[-1]) == (130, f"{PROGRAM}: error: interrupted; nothing was kept")
+        assert list(cwd.iterdir()) == []
+
+    def test_out_of_memory(self, refused, pruned, rows, monkeypatch):
+        monkeypatch.setattr(RecoveryTrainer, "train", _raising(MemoryError()))
+        assert refused("--model", pruned, "out", "--dataset", rows, "--loss", "sft", *QUICK) == (
+            "out of memory: lower --per-device-train-batch-size (and raise --gradient-accumulation-steps), add "
+            "--activation-checkpointing or --bf16, choose --train lora or projector, store what the teacher says with "
+            "--teacher-cache, or use another --device"
+        )
+
+
+def _raising(error):
+    def stage(*_, **__):
+        raise error
+
+    return stage
 
 
 class TestBadInput:
@@ -363,7 +406,9 @@ class TestBadInput:
             (["--stratify-by", "colour", "--loss", "sft"],
              "The dataset has no column 'colour' in every row; name one that it has."),
             (["--teacher-cache", "c", "--loss", "sft"],
-             "this loss looks at no teacher: leave the teacher cache out."),
+             "this loss looks at no teacher: leave out all that is said of one."),
+            (["--teacher", "t", "--loss", "sft"],
+             "this loss looks at no teacher: leave out all that is said of one."),
             (["--push-to-hub"], "--push-to-hub needs --repo-id, the repository to push to (me/my-model)."),
             (["--set", "sed=1"], "there is no training argument 'sed': did you mean 'seed'?"),
         ],

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from recovery import teacher_cache
 
-from optimum_mllm_prune.recovery import cache_writer
+from optimum_mllm_prune.recovery.teachers import cache_writer
 
 
 @pytest.fixture(scope="session")

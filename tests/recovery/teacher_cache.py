@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 
 from optimum_mllm_prune import UserInputError
 from optimum_mllm_prune.calibration.rows import Rows, open_rows
-from optimum_mllm_prune.recovery.cache_writer import write_cache
 from optimum_mllm_prune.recovery.recipe import Recipe, loss_weights
-from optimum_mllm_prune.recovery.teacher import LiveTeacher
+from optimum_mllm_prune.recovery.teachers.cache_writer import write_cache
+from optimum_mllm_prune.recovery.teachers.live import LiveTeacher
 
 
 VOCABULARY = 384

@@ -75,3 +75,13 @@ def test_a_wrong_value(given, text):
         arguments(**given)
     assert str(caught.value).startswith(text)
     assert "\n" not in str(caught.value)
+
+
+def test_a_head_in_pieces_is_refused(monkeypatch):
+    monkeypatch.setattr("optimum_mllm_prune.recovery.arguments.is_deepspeed_zero3_enabled", lambda: True)
+    with pytest.raises(UserInputError) as caught:
+        arguments()
+    assert str(caught.value) == (
+        "stage 3 of DeepSpeed's ZeRO holds pieces of the head's weights, of which no logits can be made chunk by "
+        "chunk: use stage 1 or 2, or FSDP."
+    )

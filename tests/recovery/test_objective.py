@@ -8,11 +8,11 @@ from checkpoint import tiny_llava
 from recovery import naive, tiny
 
 from optimum_mllm_prune.calibration.batches import Modality
-from optimum_mllm_prune.recovery.guidance import StoredGuidance
 from optimum_mllm_prune.recovery.objective import BatchObjective
 from optimum_mllm_prune.recovery.recipe import PRESETS, TERMS, Recipe, loss_weights
 from optimum_mllm_prune.recovery.tap import Tap
-from optimum_mllm_prune.recovery.teacher import LiveTeacher
+from optimum_mllm_prune.recovery.teachers.guidance import StoredGuidance
+from optimum_mllm_prune.recovery.teachers.live import LiveTeacher
 from optimum_mllm_prune.recovery.tokens import counts
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,24 @@ from accelerate.utils import align_module_device
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
-from ..calibration.batches import make_batch
-from ..calibration.encoding import template_of
-from ..calibration.rows import Rows, synthetic_row
+from ...calibration.batches import make_batch
+from ...calibration.encoding import template_of
+from ...calibration.rows import Rows, synthetic_row
 
 
 # Values taken of each parameter, evenly spread.
 _SAMPLE = 16
 
 # Said of how and where a model was loaded, not of what it is. Names with a leading underscore are left out as well.
-_VOLATILE = {"transformers_version", "dtype", "torch_dtype", "architectures", "attn_implementation", "use_cache"}
+_VOLATILE = {
+    "transformers_version",
+    "dtype",
+    "torch_dtype",
+    "architectures",
+    "attn_implementation",
+    "use_cache",
+    "quantization_config",
+}
 
 
 def config_fingerprint(config: PreTrainedConfig) -> str:
@@ -38,6 +47,8 @@ def model_fingerprint(model: PreTrainedModel) -> str:
     return digest.hexdigest()
 
 
+# A cache and the training that reads it ask for those of the same rows.
+@lru_cache(maxsize=1)
 def rows_fingerprint(rows: Rows) -> str:
     """sha256 of all columns of the rows in their order, images as they are stored: nothing is decoded.
 

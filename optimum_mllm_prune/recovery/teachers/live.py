@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..backbone import Backbone
-from ..backbone.text_config import text_value
-from ..errors import UserInputError
+from ...backbone import Backbone
+from ...backbone.text_config import text_value
+from ...errors import UserInputError
+from ..recipe import Recipe
+from ..tap import Tap
+from ..tokens import positions
 from .guidance import Guidance, LiveGuidance
-from .recipe import Recipe
-from .tap import Tap
-from .tokens import positions
 
 
 class Teacher(Protocol):

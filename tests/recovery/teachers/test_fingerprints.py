@@ -11,7 +11,7 @@ from recovery import teacher_cache
 
 from optimum_mllm_prune.calibration.rows import open_rows
 from optimum_mllm_prune.recovery.batching import RowCollator
-from optimum_mllm_prune.recovery.fingerprints import (
+from optimum_mllm_prune.recovery.teachers.fingerprints import (
     config_fingerprint,
     model_fingerprint,
     processor_fingerprint,

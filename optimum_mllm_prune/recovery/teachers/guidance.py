@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from .losses import bucketed_log_probabilities, divergence_sum, log_probabilities
-from .recipe import Recipe
+from ..losses import bucketed_log_probabilities, divergence_sum, log_probabilities
+from ..recipe import Recipe
 
 
 BlockDivergence = Callable[[Tensor, slice], Tensor]

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserInputError
-from .recipe import Recipe
+from ...errors import UserInputError
+from ..recipe import Recipe
 
 
 INDEX_NAME = "index.json"

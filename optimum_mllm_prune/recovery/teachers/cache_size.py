@@ -6,11 +6,11 @@ from pathlib import Path
 import torch
 from transformers import ProcessorMixin
 
-from ..calibration.batches import make_batch
-from ..calibration.rows import Rows
-from ..errors import UserInputError
+from ...calibration.batches import make_batch
+from ...calibration.rows import Rows
+from ...errors import UserInputError
+from ..tokens import positions
 from .cache_index import CacheIndex
-from .tokens import positions
 
 
 # Rows that are encoded to see how many answer tokens a row has.

@@ -8,7 +8,7 @@ from checkpoint import tiny_llava
 from recovery import teacher_cache
 
 from optimum_mllm_prune.recovery.arguments import RecoveryArguments
-from optimum_mllm_prune.recovery.cached_teacher import CachedTeacher
+from optimum_mllm_prune.recovery.teachers.cached import CachedTeacher
 from optimum_mllm_prune.recovery.trainer import RecoveryTrainer
 
 

@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 from recovery import teacher_cache
 
-from optimum_mllm_prune.recovery import cache_index, cache_writer
-from optimum_mllm_prune.recovery.cache_index import CacheIndex, is_complete
+from optimum_mllm_prune.recovery.teachers import cache_index, cache_writer
+from optimum_mllm_prune.recovery.teachers.cache_index import CacheIndex, is_complete
 
 
-TESTS = Path(__file__).parents[1]
+TESTS = Path(__file__).parents[2]
 
 
 def test_a_disk_that_fills_up_keeps_finished_shards(tmp_path, monkeypatch, passes):
@@ -105,7 +105,7 @@ sys.path[:0] = [{tests!r}]
 import torch
 torch.set_num_threads(1)
 from recovery import teacher_cache
-from optimum_mllm_prune.recovery import cache_writer
+from optimum_mllm_prune.recovery.teachers import cache_writer
 
 shard = cache_writer._Pass._shard
 
@@ -144,7 +144,7 @@ import torch
 torch.set_num_threads(1)
 from recovery import teacher_cache
 from accelerate import PartialState
-from optimum_mllm_prune.recovery import cache_writer
+from optimum_mllm_prune.recovery.teachers import cache_writer
 
 shard = cache_writer._Pass._shard
 

@@ -14,8 +14,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from optimum_mllm_prune import UserInputError
-from optimum_mllm_prune.recovery import cache_writer
-from optimum_mllm_prune.recovery.cache_size import size_per_token
+from optimum_mllm_prune.recovery.teachers import cache_writer
+from optimum_mllm_prune.recovery.teachers.cache_size import size_per_token
 
 
 def test_shards_hold_what_the_teacher_says(whole):

@@ -11,9 +11,9 @@ from recovery import teacher_cache
 from transformers import AutoConfig
 
 from optimum_mllm_prune import UserInputError
-from optimum_mllm_prune.recovery import cached_teacher
 from optimum_mllm_prune.recovery.batching import RowCollator
-from optimum_mllm_prune.recovery.cached_teacher import CachedTeacher
+from optimum_mllm_prune.recovery.teachers import cached as cached_teacher
+from optimum_mllm_prune.recovery.teachers.cached import CachedTeacher
 from optimum_mllm_prune.recovery.tokens import positions
 
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .head import rows_a_chunk
+from ..head import rows_a_chunk
 
 
 class TopLogits(NamedTuple):

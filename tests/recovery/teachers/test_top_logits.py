@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from optimum_mllm_prune.recovery import head as head_module
-from optimum_mllm_prune.recovery.guidance import StoredGuidance
 from optimum_mllm_prune.recovery.recipe import Recipe
-from optimum_mllm_prune.recovery.top_logits import top_log_probabilities, top_logits
+from optimum_mllm_prune.recovery.teachers.guidance import StoredGuidance
+from optimum_mllm_prune.recovery.teachers.top_logits import top_log_probabilities, top_logits
 
 
 @st.composite

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
-from ..calibration.rows import Rows
-from ..errors import UserInputError
+from ...calibration.rows import Rows
+from ...errors import UserInputError
+from ..recipe import Recipe
+from ..tokens import answer_tokens, positions
 from .cache_index import CacheIndex, require_cacheable, shard_of
 from .fingerprints import config_fingerprint, model_fingerprint, processor_fingerprint, rows_fingerprint
 from .guidance import StoredGuidance
-from .recipe import Recipe
-from .tokens import answer_tokens, positions
 from .top_logits import top_log_probabilities
 
 

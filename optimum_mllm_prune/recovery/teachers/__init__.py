@@ -1,0 +1,1 @@
+"""Teachers: the unpruned model in memory, or what it said beforehand."""
