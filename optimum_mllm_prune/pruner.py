@@ -16,7 +16,6 @@ from transformers import PreTrainedModel, ProcessorMixin
 from .backbone import Backbone
 from .calibration.processors import load_processor
 from .checkpoint import (
-    CARD_NAME,
     PruningReport,
     atomic_folder,
     check_output,
@@ -24,8 +23,6 @@ from .checkpoint import (
     environment,
     generation_can_be_compared,
     license_of,
-    model_card,
-    peak_memory,
     reference_of,
     trial_inputs,
     upload,
@@ -33,6 +30,7 @@ from .checkpoint import (
     weight_bytes,
     write_checkpoint,
 )
+from .checkpoint.record import write_record
 from .configuration import PruningConfig
 from .errors import UserInputError
 from .importance import Scores
@@ -236,24 +234,32 @@ class MLLMPruner:
                 clear_device_cache(garbage_collection=True)
             with self._timed("verification"):
                 verification = verify(folder, reference, self.processor is not None)
-            report = PruningReport(
-                parameters=plan.parameters,
-                ratio=plan.ratio,
+            report = write_record(
+                folder,
+                output.name,
+                plan,
+                scores,
+                self._backbone_for(plan),
                 size_bytes={"before": before, "after": after},
-                notes=plan.notes,
                 verification=verification,
-                timings_seconds={stage: round(seconds, 3) for stage, seconds in self.timings.items()},
-                peak_memory_bytes=peak_memory(),
+                seconds=self.timings,
                 calibration=calibration,
                 environment=machine,
+                license=self.base_model_license,
+                has_processor=self.processor is not None,
             )
-            report.save(folder)
-            card = model_card(output.name, plan, report, self.base_model_license, with_scores=scores is not None)
-            card.save(folder / CARD_NAME)
         return report
 
-    def push_to_hub(self, repo_id: str, private: bool | None = None, token: str | None = None) -> str:
+    def push_to_hub(
+        self, repo_id: str, private: bool | None = None, token: str | None = None, revision: str | None = None
+    ) -> str:
         """Save, verify and upload to the Hub in one commit; returns the address of the commit.
+
+        Args:
+            repo_id: where to; made if it does not exist.
+            private: whether a new repository is private; None as the account has it.
+            token: Hub token; None takes the saved one.
+            revision: branch to push to; made if it does not exist, None is the main one.
 
         Raises:
             UserInputError: the Hub refuses it; the checkpoint stays in a temporary folder that the message names.
@@ -267,7 +273,7 @@ class MLLMPruner:
             with suppress(OSError):
                 home.rmdir()
             raise
-        address = upload(folder, repo_id, private, token)
+        address = upload(folder, repo_id, private, token, revision)
         shutil.rmtree(home)
         return address
 

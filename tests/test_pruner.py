@@ -250,7 +250,7 @@ class TestSaved:
     def test_push_uploads_what_was_verified(self, monkeypatch):
         pushed = {}
 
-        def take(folder, repo_id, private, token):
+        def take(folder, repo_id, private, token, revision):
             pushed.update({path.name: path.stat().st_size for path in folder.iterdir()}, name=folder.name)
             return "https://example.org/commit"
 

@@ -36,4 +36,5 @@ def add_hub_flags(parser: ArgumentParser) -> None:
     group = parser.add_argument_group("hub")
     add_flag(group, "--push-to-hub", action="store_true", help="upload the verified checkpoint in one commit")
     add_flag(group, "--repo-id", help="repository to push to")
+    add_flag(group, "--push-revision", help="branch to push to, made if it does not exist (default: the main one)")
     group.add_argument("--private", action="store_true", help="make the repository private")

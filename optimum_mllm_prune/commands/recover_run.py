@@ -34,7 +34,8 @@ def run(args: Namespace) -> None:
         return
     print(recovery_table(record, output))
     if args.push_to_hub:
-        print(f"Pushed: {upload(output, args.repo_id, args.private or None, args.token)}")
+        address = upload(output, args.repo_id, args.private or None, args.token, args.push_revision)
+        print(f"Pushed: {address}")
 
 
 def _job(args: Namespace, output: Path) -> RecoveryJob:

@@ -16,7 +16,7 @@ def refuse_bad_push(args: Namespace) -> None:
         raise UserInputError("--push-to-hub needs --repo-id, the repository to push to (me/my-model).")
     if args.push_to_hub:
         check_repo_id(args.repo_id)
-    for flag in ("repo_id", "private"):
+    for flag in ("repo_id", "private", "push_revision"):
         if getattr(args, flag) and not args.push_to_hub:
             name = flag.replace("_", "-")
             raise UserInputError(f"--{name} is only used with --push-to-hub: add it, or leave --{name} out.")

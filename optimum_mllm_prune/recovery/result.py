@@ -76,7 +76,9 @@ def as_saved(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
 
 
 def _copy_others(origin: Path, folder: Path) -> None:
-    """Pictures that the card shows."""
-    for picture in origin.glob("*.png"):
-        if not (folder / picture.name).exists():
-            shutil.copy(picture, folder)
+    """Pictures that the card shows, and what a search for the plan has found."""
+    card = (folder / CARD_NAME).read_text(encoding="utf-8")
+    shown = [picture for picture in origin.glob("*.png") if picture.name in card]
+    for other in (*shown, *origin.glob("pruning_search.*")):
+        if not (folder / other.name).exists():
+            shutil.copy(other, folder)

@@ -1,13 +1,16 @@
-"""Names that the Hub refuses, and pushes that break off."""
+"""Names that the Hub refuses, and pushes that break off without a Hub; tests/hub has those that reach one."""
 
 from pathlib import Path
 
 import pytest
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HTTPError
+from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled
 
 from optimum_mllm_prune.checkpoint import check_repo_id, upload
 from optimum_mllm_prune.errors import UserInputError
+
+
+LOST = "the connection was lost, or there is none: what was sent is kept there, look at the network"
 
 
 @pytest.mark.parametrize("repo_id", ["me/my-model", "my-model", "me/v1.5_x"])
@@ -28,29 +31,45 @@ def test_no_names_of_repositories(repo_id):
 def push(monkeypatch):
     """Push to a Hub that answers with an error."""
 
-    def against(error):
+    def against(error, folder="out", **options):
         def fail(*_, **__):
             raise error
 
         monkeypatch.setattr(HfApi, "create_repo", fail)
-        upload(Path("out"), "me/it")
+        upload(Path(folder), "me/it", **options)
 
     return against
 
 
-@pytest.mark.parametrize("error", [HTTPError("no network\nat all"), OSError("no network\nat all")])
-def test_a_push_that_fails(push, error):
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (HTTPError("no network\nat all"), LOST),
+        (ConnectionError("Network error: Request error: error sending request for url"), LOST),
+        # As hf_xet says it, which sends large files.
+        (ConnectionError("Network error: Request error: HTTP status client error (401 Unauthorized), domain: any"),
+         "the token is missing or invalid: log in with `hf auth login`, or give --token"),
+        (ConnectionError("Network error: Request error: HTTP status server error (502 Bad Gateway), domain: any"),
+         "the Hub is out of order (502): what was sent is kept there, wait some minutes"),
+        (OfflineModeIsEnabled("offline mode is enabled.\nUnset `HF_HUB_OFFLINE`."),
+         "offline mode is enabled. Unset `HF_HUB_OFFLINE`"),
+        (OSError("the disk\nis gone."), "the disk is gone"),
+        (RuntimeError(), "RuntimeError"),
+    ],
+)  # fmt: skip
+def test_a_push_that_fails(push, error, reason):
     with pytest.raises(UserInputError) as told:
         push(error)
     assert str(told.value) == (
-        "the checkpoint 'out' is complete but could not be pushed to 'me/it': no network; push it with "
+        f"the checkpoint 'out' is complete but could not be pushed to 'me/it': {reason}; push it with "
         "`hf upload me/it out`."
     )
 
 
 def test_ctrl_c_says_what_is_kept(push):
     with pytest.raises(KeyboardInterrupt) as told:
-        push(KeyboardInterrupt())
+        push(KeyboardInterrupt(), "my out", private=True, revision="next")
     assert str(told.value) == (
-        "the checkpoint 'out' is complete but was not pushed; push it with `hf upload me/it out`"
+        "the checkpoint 'my out' is complete but was not pushed; push it with "
+        "`hf upload me/it 'my out' --private --revision next`"
     )

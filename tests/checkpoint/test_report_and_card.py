@@ -8,7 +8,7 @@ import pytest
 from checkpoint import tiny_llava
 from huggingface_hub import ModelCard
 
-from optimum_mllm_prune import MLLMPruner, PruningConfig
+from optimum_mllm_prune import MLLMPruner, PruningConfig, __version__
 from optimum_mllm_prune.checkpoint import (
     CARD_NAME,
     PruningReport,
@@ -19,9 +19,10 @@ from optimum_mllm_prune.checkpoint import (
     peak_memory,
     weight_bytes,
 )
+from optimum_mllm_prune.checkpoint.record import sizes_of
+from optimum_mllm_prune.checkpoint.sections import ORDER
 
 
-HEADINGS = ["How to load it", "What was removed", "How it was made", "Recovery", "Verification", "Limits", "Citation"]
 CALIBRATION = {
     "dataset": "me/rows",
     "split": None,
@@ -56,6 +57,13 @@ def report_of(plan, calibration=None, equal=True):
         calibration=calibration,
         environment=environment(tiny_llava.model()),
     )
+
+
+SIZES = [("decoder layers", 8, 8), ("key-value groups a layer", 4, 3), ("MLP channels a layer", 416, 272)]
+
+
+def card_of(plan, *, calibration=None, equal=True, license=None, **options):
+    return model_card("small", plan, report_of(plan, calibration, equal), license, SIZES, **options)
 
 
 def sections(text):
@@ -108,10 +116,10 @@ class TestCard:
     def test_every_section_is_filled(self, plans, method, calibration, command, base):
         plan = plans[method]
         plan = replace(plan, command=command, model=plan.model | {"base_model": base})
-        card = model_card("small", plan, report_of(plan, calibration), "mit" if base else None)
+        card = card_of(plan, calibration=calibration, license="mit" if base else None)
         text = str(card)
         found = sections(text)
-        assert list(found) == HEADINGS
+        assert list(found) == list(ORDER)
         assert all(len(content.strip()) > 30 for content in found.values())
         assert not re.search(r"\bNone\b|\{\{|\}\}|\{%|%\}|Undefined|\bnan\b", text)
         assert "# small\n" in text
@@ -123,7 +131,7 @@ class TestCard:
     def test_metadata(self, plans, method, tmp_path):
         plan = plans[method]
         plan = replace(plan, model=plan.model | {"base_model": "me/large"})
-        model_card("small", plan, report_of(plan), "apache-2.0").save(tmp_path / CARD_NAME)
+        card_of(plan, license="apache-2.0").save(tmp_path / CARD_NAME)
         data = ModelCard.load(tmp_path / CARD_NAME).data
         assert data.base_model == "me/large"
         assert data.library_name == "transformers"
@@ -132,12 +140,12 @@ class TestCard:
         assert {"mllm-prune", "pruning", f"{method}-pruning"} <= set(data.tags)
 
     def test_what_is_not_known_is_left_out_of_the_metadata(self, plans):
-        data = model_card("small", plans["width"], report_of(plans["width"]), None).data.to_dict()
+        data = card_of(plans["width"]).data.to_dict()
         assert data.keys() == {"library_name", "pipeline_tag", "tags"}
 
     def test_figures(self, plans):
         plan = plans["layer"]
-        text = str(model_card("small", plan, report_of(plan), None))
+        text = str(card_of(plan))
         for key in ("before", "after", "backbone_before", "backbone_after"):
             assert f"{plan.parameters[key]:,}" in text
         assert "10.6 MB | 8.8 MB | 82.7 %" in text
@@ -145,27 +153,27 @@ class TestCard:
         assert "| largest difference of any logit | 0.0 |" in text
 
     def test_removed_widths(self, plans):
-        found = sections(str(model_card("small", plans["width"], report_of(plans["width"]), None)))
+        found = sections(str(card_of(plans["width"])))
         for note in plans["width"].notes:
             assert note in found["What was removed"]
-        assert "decoder layers" not in found["What was removed"]
+        assert "- decoder layers" not in found["What was removed"]
 
     def test_scores_are_named_only_where_they_lie_beside_it(self, plans):
         for with_scores in (True, False):
-            card = model_card("small", plans["width"], report_of(plans["width"]), None, with_scores)
+            card = card_of(plans["width"], with_scores=with_scores)
             assert ("pruning_scores.safetensors" in str(card)) == with_scores
 
     def test_generation(self, plans):
-        text = str(model_card("small", plans["width"], report_of(plans["width"]), None))
+        text = str(card_of(plans["width"]))
         assert "| generation with and without a cache | the same tokens |" in text
         assert "| largest difference of its logits in float32, as a share of the largest | 2.0e-07 |" in text
-        text = str(model_card("small", plans["width"], report_of(plans["width"], equal=False), None))
+        text = str(card_of(plans["width"], equal=False))
         assert "| generation with and without a cache | other tokens where two logits tie |" in text
 
     def test_where_the_scores_come_from(self, plans):
         def told(**changes):
             plan = replace(plans["width"], **changes)
-            return sections(str(model_card("small", plan, report_of(plan), None)))["How it was made"]
+            return sections(str(card_of(plan)))["How it was made"]
 
         assert "No calibration data was used" in told()
         assert "No calibration data was used" in told(importance="random")
@@ -174,13 +182,52 @@ class TestCard:
         assert "The scores come from an earlier calibration." in told(importance="taylor", config={})
 
     def test_generation_that_was_not_compared(self, plans):
-        text = str(model_card("small", plans["width"], report_of(plans["width"], equal=None), None))
+        text = str(card_of(plans["width"], equal=None))
         assert "| generation with and without a cache | not compared: the original's own differs |" in text
 
     def test_the_code_in_it_is_python(self, plans):
-        text = str(model_card("small", plans["width"], report_of(plans["width"]), None))
-        (code,) = re.findall(r"```python\n(.+?)```", text, re.DOTALL)
-        compile(code, "card", "exec")
+        for has_processor in (True, False):
+            text = str(card_of(plans["width"], has_processor=has_processor))
+            code = re.findall(r"```python\n(.+?)```", text, re.DOTALL)
+            assert len(code) == 1 + has_processor
+            assert ("AutoProcessor" in text) == has_processor
+            compile("\n".join(code), "card", "exec")
+
+    def test_what_there_was_and_is(self, plans):
+        found = sections(str(card_of(plans["width"])))["What was removed"]
+        assert "| decoder layers | 8 | 8 | 0.0 % |" in found
+        assert "| MLP channels a layer | 416 | 272 | 34.6 % |" in found
+
+    @pytest.mark.parametrize("method", ["width", "layer"])
+    def test_sizes_are_those_of_the_pruned_model(self, plans, method):
+        made = MLLMPruner(tiny_llava.model())
+        backbone = made.backbone()
+        config = made.prune(plans[method]).config.text_config
+        layers, heads, channels = sizes_of(plans[method], backbone)
+        assert layers == ("decoder layers", 8, config.num_hidden_layers)
+        assert heads == ("key-value groups a layer", 4, config.num_key_value_heads)
+        assert channels == ("MLP channels a layer", 416, config.intermediate_size)
+
+    def test_a_twin_and_a_commit_are_told(self, plans):
+        plan = replace(plans["width"], twin="mistral")
+        text = str(card_of(replace(plan, model=plan.model | {"base_model_revision": "0123abc"})))
+        assert "declared as `mistral`, which computes the same" in text
+        assert "read at commit `0123abc`" in text
+        assert "declared as" not in str(card_of(plans["layer"]))
+
+    def test_the_picture_is_shown_where_there_is_one(self, plans):
+        assert "](pruning_importance.png)" in str(card_of(plans["width"], plot="pruning_importance.png"))
+        assert "![" not in str(card_of(plans["width"]))
+
+    def test_who_is_to_be_cited(self, plans):
+        cited = sections(str(card_of(plans["width"])))["Citation"]
+        assert "eprint = {2507.20749}" in cited
+        assert f"version = {{{__version__}}}" in cited
+        assert cited.count("{") == cited.count("}")
+
+    def test_the_license(self, plans):
+        assert "`mit`, as the base model states it" in sections(str(card_of(plans["width"], license="mit")))["License"]
+        assert "license was not found" in sections(str(card_of(plans["width"])))["License"]
 
 
 class TestLicense:

@@ -80,5 +80,5 @@ def written_text(folder: Path) -> dict[str, str]:
             with safe_open(path, framework="pt") as stored:
                 found[path.name] = json.dumps(stored.metadata())
         elif path.is_file():
-            found[path.name] = path.read_text(encoding="utf-8")
+            found[path.name] = path.read_text(encoding="utf-8", errors="replace")
     return found
