@@ -10,7 +10,7 @@ from .json_types import fits, in_words
 from .version import __version__
 
 
-METHODS = ("auto", "layer", "width")
+METHODS = ("auto", "layer", "width", "mixed")
 HEAD_UNITS = ("auto", "group", "query")
 DEFAULT_RATIO = 0.15
 _STAMPS = {"optimum_mllm_prune_version", "optimum_version", "transformers_version"}
@@ -21,13 +21,16 @@ class PruningConfig(BaseConfig):
 
     Args:
         method: "layer" removes whole decoder layers, "width" removes attention heads and MLP channels from every
-            layer, "auto" is "layer" when `num_layers` is given and "width" otherwise (the paper's choice when there
-            is no training budget).
+            layer, "mixed" does both, "auto" is "layer" when `num_layers` is given and "width" otherwise (the paper's
+            choice when there is no training budget).
         ratio: share of the language backbone's parameters to remove, in (0, 1); embeddings and head count as
             backbone. 0.15 when no size is given at all.
         num_layers: number of decoder layers to remove instead of a ratio (method "layer").
         target_params: parameters of the whole model after pruning, instead of a ratio.
-        importance: name of the metric; by default "taylor" for width and "block_influence" for layers.
+        layer_share: of method "mixed": the share, in (0, 1), of what goes that whole layers give; the rest comes from
+            the width of those that stay.
+        importance: name of the metric; by default "taylor" for width and "block_influence" for layers. Of method
+            "mixed" it scores heads and channels, and layers are scored in the same passes.
         num_samples: calibration rows; by default what the metric needs (10 or 50, as in the paper).
         batch_size: calibration rows a forward pass; by default all of them for "taylor", whose score is the gradient
             of the mean loss, and 8 otherwise.
@@ -39,7 +42,7 @@ class PruningConfig(BaseConfig):
             divides the present width and moves the ratio by less than a point.
         allow_twin: whether the text backbone may be declared as its numerically identical twin where its own config
             class rejects the head count (Llama as Mistral).
-        protected_layers: decoder layers that must stay whole (method "layer").
+        protected_layers: decoder layers that must stay (methods "layer" and "mixed").
         gradient_checkpointing: recompute activations in gradient metrics: less memory, more time.
         seed: seed of every random choice.
         dataset: where calibration rows come from (a name, never a local path, once it is written down).
@@ -58,6 +61,7 @@ class PruningConfig(BaseConfig):
     ratio: float | None = None
     num_layers: int | None = None
     target_params: int | None = None
+    layer_share: float = 0.5
     importance: str | None = None
     num_samples: int | None = None
     batch_size: int | None = None
@@ -109,7 +113,7 @@ class PruningConfig(BaseConfig):
         _one_of("head_unit", self.head_unit, HEAD_UNITS)
         if self.method == "auto":
             self.method = "layer" if self.num_layers is not None else "width"
-        if self.method == "width" and self.num_layers is not None:
+        if self.method != "layer" and self.num_layers is not None:
             raise UserInputError("num_layers removes whole layers: use it with method 'layer', or give a ratio.")
         if self.importance is None:
             self.importance = default_metric(self.method)
@@ -128,6 +132,10 @@ class PruningConfig(BaseConfig):
         if not (_is_number(self.head_share) and 0 <= self.head_share <= 1):
             raise UserInputError(
                 f"head_share must lie between 0 (MLP channels alone) and 1 (as much of both), got {self.head_share}."
+            )
+        if not (_is_number(self.layer_share) and 0 < self.layer_share < 1):
+            raise UserInputError(
+                f"layer_share must lie between 0 and 1 (0.5 takes half of it by whole layers), got {self.layer_share}."
             )
         for key in ("num_layers", "target_params", "num_samples", "batch_size", "channel_multiple"):
             value = getattr(self, key)

@@ -16,6 +16,7 @@ KEYS = [
     "ratio",
     "num_layers",
     "target_params",
+    "layer_share",
     "importance",
     "num_samples",
     "batch_size",
@@ -83,8 +84,16 @@ def test_two_sizes(sizes, names):
     assert reason_of(**sizes) == f"{names} both say how much to remove: give one of them."
 
 
-def test_layers_by_width():
-    assert reason_of(method="width", num_layers=5) == (
+@pytest.mark.parametrize("share", [0, 1, 1.5, "0.5", float("nan")])
+def test_shares_of_layers_that_are_none(share):
+    assert reason_of(layer_share=share) == (
+        f"layer_share must lie between 0 and 1 (0.5 takes half of it by whole layers), got {share}."
+    )
+
+
+@pytest.mark.parametrize("method", ["width", "mixed"])
+def test_layers_by_width(method):
+    assert reason_of(method=method, num_layers=5) == (
         "num_layers removes whole layers: use it with method 'layer', or give a ratio."
     )
 
@@ -92,7 +101,7 @@ def test_layers_by_width():
 @pytest.mark.parametrize(
     ("key", "value", "allowed"),
     [
-        ("method", "depth", "auto, layer, width"),
+        ("method", "depth", "auto, layer, width, mixed"),
         ("head_unit", "head", "auto, group, query"),
         ("importance", "tailor", METRICS),
     ],
@@ -135,6 +144,7 @@ def test_unknown_keys_are_named():
 FULL = {
     "method": "width",
     "target_params": 5_000_000_000,
+    "layer_share": 0.25,
     "importance": "wanda",
     "num_samples": 20,
     "batch_size": 4,

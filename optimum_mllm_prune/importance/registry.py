@@ -51,14 +51,19 @@ COMPANIONS: dict[str, dict[Needs, str]] = {
 }
 
 
+def scored_as(method: str) -> str:
+    """The method whose metrics are chosen from: of "mixed" that is "width", its layers take the companion."""
+    return "layer" if method == "layer" else "width"
+
+
 def metrics_for(method: str) -> list[str]:
-    """Names of the metrics that score what `method` removes."""
-    return [name for name, by_method in METRICS.items() if method in by_method]
+    """Names of the metrics that can be chosen for `method`."""
+    return [name for name, by_method in METRICS.items() if scored_as(method) in by_method]
 
 
 def default_metric(method: str) -> str:
     """The metric the paper uses for `method`."""
-    return {"layer": "block_influence", "width": "taylor"}[method]
+    return {"layer": "block_influence", "width": "taylor"}[scored_as(method)]
 
 
 def companion(method: str, name: str) -> str:

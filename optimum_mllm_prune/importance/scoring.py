@@ -17,7 +17,7 @@ from ..calibration.engine import run_calibration
 from ..calibration.rows import load_rows
 from ..errors import UserInputError
 from .observer import Observer, Subject
-from .registry import METRICS, companion
+from .registry import METRICS, companion, scored_as
 from .scores import Scores, by_layer
 
 
@@ -48,11 +48,12 @@ def score(
     """
     refuse_offloaded(model)
     groups, left_out = _located(model, backbone)
-    if config.method == "width":
+    scored = scored_as(config.method)
+    if scored == "width":
         backbone.without(left_out).width_groups()
     subject = Subject(model, backbone.layers_prefix, tuple(groups), config.seed)
-    other = "width" if config.method == "layer" else "layer"
-    metrics = {config.method: config.importance, other: companion(config.method, config.importance)}
+    other = "width" if scored == "layer" else "layer"
+    metrics = {scored: config.importance, other: companion(scored, config.importance)}
     observers = [METRICS[name][method].create(subject) for method, name in metrics.items()]
     calibration = _calibrate(subject, processor, config, dataset, observers)
     found = [_finite(observer, name) for observer, name in zip(observers, metrics.values(), strict=True)]
@@ -77,7 +78,7 @@ def _calibrate(
     dataset: Any,
     observers: Sequence[Observer],
 ) -> dict[str, Any] | None:
-    metric = METRICS[config.importance][config.method]
+    metric = METRICS[config.importance][scored_as(config.method)]
     if metric.needs == "weights":
         return None
     if processor is None:

@@ -28,6 +28,14 @@ class Budget:
     ratio: float
     whole: bool = False
 
+    def part(self, share: float) -> "Budget":
+        """A share of it."""
+        return replace(self, remove=share * self.remove, ratio=share * self.ratio)
+
+    def without(self, removed: int) -> "Budget":
+        """What is still to go once some parameters of the backbone have gone."""
+        return replace(self, remove=self.remove - removed, ratio=self.ratio * (1 - removed / self.remove))
+
 
 def budget_of(backbone: Backbone, config: PruningConfig) -> Budget:
     """The parameters to remove.
@@ -50,7 +58,7 @@ def budget_of(backbone: Backbone, config: PruningConfig) -> Budget:
     return Budget(remove, remove / backbone.backbone_parameters, whole=True)
 
 
-def layers_to_remove(backbone: Backbone, config: PruningConfig, order: Sequence[int]) -> list[int]:
+def layers_to_remove(backbone: Backbone, config: PruningConfig, budget: Budget, order: Sequence[int]) -> list[int]:
     """The layers that go, ascending: the first of `order` that come closest to the budget.
 
     Raises:
@@ -63,7 +71,7 @@ def layers_to_remove(backbone: Backbone, config: PruningConfig, order: Sequence[
                 f"num_layers {count} would leave nothing: the model has {backbone.num_layers} layers, remove fewer."
             )
     else:
-        count = _closest_count(backbone, budget_of(backbone, config), order)
+        count = _closest_count(backbone, budget, order)
     if count > len(order):
         raise UserInputError(
             f"{count} of {backbone.num_layers} layers would have to go but only {len(order)} may: "
@@ -72,8 +80,15 @@ def layers_to_remove(backbone: Backbone, config: PruningConfig, order: Sequence[
     return sorted(order[:count])
 
 
-def width_sizes(backbone: Backbone, config: PruningConfig) -> tuple[Sizes, list[str]]:
-    """Heads and channels that stay in every layer, and remarks on how they were chosen.
+def removed_with(backbone: Backbone, kept_layers: Sequence[int]) -> int:
+    """Parameters that go with the layers that do not stay."""
+    return sum(size for layer, size in enumerate(_layer_sizes(backbone)) if layer not in kept_layers)
+
+
+def width_sizes(
+    backbone: Backbone, config: PruningConfig, budget: Budget, kept_layers: Sequence[int]
+) -> tuple[Sizes, list[str]]:
+    """Heads and channels that stay in every layer that does, and remarks on how they were chosen.
 
     Heads lose `head_share` times the share that the MLP loses; what the config cannot say of the heads, the MLP gives.
 
@@ -81,8 +96,7 @@ def width_sizes(backbone: Backbone, config: PruningConfig) -> tuple[Sizes, list[
         UserInputError: the architecture cannot express it, or nothing or everything would go.
     """
     groups, notes = backbone.width_groups()
-    budget = budget_of(backbone, config)
-    costs = {group.kind: _cost(backbone, group, budget.whole) for group in groups}
+    costs = {group.kind: _cost(backbone, group, kept_layers, budget.whole) for group in groups}
     by_kind = {group.kind: group for group in groups}
     head_share = config.head_share if "channels" in by_kind else 1.0
     total = sum(costs[kind] * group.units * (head_share if kind == "heads" else 1) for kind, group in by_kind.items())
@@ -92,10 +106,10 @@ def width_sizes(backbone: Backbone, config: PruningConfig) -> tuple[Sizes, list[
             f"ratio {budget.ratio:.3f} would remove everything: the heads and MLP channels that may go are "
             f"{total / backbone.backbone_parameters:.3f} of the language backbone, ask for less."
         )
-    sizes = Sizes(tuple(range(backbone.num_layers)))
+    sizes = Sizes(tuple(kept_layers))
     remove = budget.remove
     if "heads" in by_kind:
-        sizes, note = _with_heads(backbone, by_kind["heads"], share * head_share, config.allow_twin)
+        sizes, note = _with_heads(backbone, by_kind["heads"], sizes, share * head_share, config.allow_twin)
         notes.append(note)
         kept = by_kind["heads"].units if sizes.heads is None else sizes.heads
         remove -= (by_kind["heads"].units - kept) * costs["heads"]
@@ -154,18 +168,17 @@ def _closest_count(backbone: Backbone, budget: Budget, order: Sequence[int]) -> 
     return count
 
 
-def _cost(backbone: Backbone, group: Group, whole: bool) -> int:
-    """Parameters that go when every site loses one unit: of the backbone, or of the whole model."""
+def _cost(backbone: Backbone, group: Group, kept_layers: Sequence[int], whole: bool) -> int:
+    """Parameters that go when every site that stays loses one unit: of the backbone, or of the whole model."""
     cost = 0
-    sites = [site for site in group.sites if whole or site.layer is not None]
+    sites = [site for site in group.sites if site.layer in kept_layers or (whole and site.layer is None)]
     for axis in (axis for site in sites for axis in site.axes):
         cost += math.prod(backbone.shapes[axis.tensor]) // axis.size * (axis.owned // axis.units)
     return cost
 
 
-def _with_heads(backbone: Backbone, heads: Group, share: float, allow_twin: bool) -> tuple[Sizes, str]:
+def _with_heads(backbone: Backbone, heads: Group, whole: Sizes, share: float, allow_twin: bool) -> tuple[Sizes, str]:
     """The expressible number of heads nearest to their share; the original config class wins a tie."""
-    whole = Sizes(tuple(range(backbone.num_layers)))
     wanted = heads.units * (1 - share)
     choices = {heads.units: False} | {n: twin for n, twin in backbone.head_choices.items() if allow_twin or not twin}
     kept = min(choices, key=lambda n: (round(abs(n - wanted), 6), choices[n], -n))

@@ -21,7 +21,7 @@ class PruningPlan:
     """What is removed and what is left. Plain data: JSON and back, to be written, read, edited and replayed.
 
     Attributes:
-        method: "layer" or "width".
+        method: "layer", "width" or "mixed".
         importance: name of the metric.
         model: {"model_type", "class", "fingerprint", "base_model", "base_model_revision"} of the original.
         num_layers: decoder layers of the original.

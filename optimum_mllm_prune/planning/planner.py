@@ -11,7 +11,8 @@ from ..backbone.text_config import text_config
 from ..configuration import PruningConfig
 from ..errors import UserInputError
 from ..importance import Scores
-from .budget import budget_of, layers_to_remove, width_sizes
+from ..importance.registry import scored_as
+from .budget import Budget, budget_of, layers_to_remove, removed_with, width_sizes
 from .plan import PruningPlan
 from .selection import layer_order, weakest
 
@@ -41,17 +42,22 @@ def account(backbone: Backbone, config: PruningConfig, layer_scores: torch.Tenso
     Args:
         backbone: of the original model.
         config: what is wanted.
-        layer_scores: fp32 (layers,) for method "layer"; without, the last layers stand for those that will go.
+        layer_scores: fp32 (layers,) where layers go; without, the last layers stand for those that will.
 
     Raises:
         UserInputError: the wish cannot be met.
     """
-    if config.method == "layer":
-        removed, notes = _removed_layers(backbone, config, layer_scores)
+    budget = budget_of(backbone, config)
+    sizes, notes = Sizes(tuple(range(backbone.num_layers))), []
+    if config.method != "width":
+        by_layers = budget if config.method == "layer" else budget.part(config.layer_share)
+        removed, notes = _removed_layers(backbone, config, by_layers, layer_scores)
         sizes = Sizes(tuple(i for i in range(backbone.num_layers) if i not in removed))
-    else:
-        sizes, notes = width_sizes(backbone, config)
-    return _accounted(backbone, sizes, round(budget_of(backbone, config).ratio, 6), notes)
+    if config.method != "layer":
+        left = budget.without(removed_with(backbone, sizes.kept_layers))
+        sizes, more = width_sizes(backbone, config, left, sizes.kept_layers)
+        notes += more
+    return _accounted(backbone, sizes, round(budget.ratio, 6), notes)
 
 
 def _accounted(backbone: Backbone, sizes: Sizes, requested: float, notes: list[str]) -> Account:
@@ -95,13 +101,14 @@ def make_plan(backbone: Backbone, config: PruningConfig, scores: Scores) -> Prun
     """
     if scores.model != backbone.fingerprint:
         raise UserInputError("the scores were made for another model: calibrate this one.")
-    if scores.metrics.get(config.method) != config.importance:
+    scored = scores.metrics.get(scored_as(config.method))
+    if scored != config.importance:
         raise UserInputError(
-            f"the scores hold '{scores.metrics.get(config.method)}' for method '{config.method}', "
+            f"the scores hold '{scored}' for method '{config.method}', "
             f"not '{config.importance}': name that importance or calibrate again."
         )
     backbone = backbone.without(scores.left_out)
-    made = account(backbone, config, scores.of_layers(backbone.num_layers) if config.method == "layer" else None)
+    made = account(backbone, config, None if config.method == "width" else scores.of_layers(backbone.num_layers))
     return PruningPlan(
         method=config.method,
         importance=config.importance,
@@ -122,7 +129,7 @@ def make_plan(backbone: Backbone, config: PruningConfig, scores: Scores) -> Prun
 
 
 def _removed_layers(
-    backbone: Backbone, config: PruningConfig, scores: torch.Tensor | None
+    backbone: Backbone, config: PruningConfig, budget: Budget, scores: torch.Tensor | None
 ) -> tuple[list[int], list[str]]:
     protected = dict(backbone.protected_layers)
     for layer in config.protected_layers or ():
@@ -134,7 +141,7 @@ def _removed_layers(
     if scores is None:
         scores = -torch.arange(backbone.num_layers, dtype=torch.float32)
     order = layer_order(scores, backbone.layer_kinds, protected)
-    removed = layers_to_remove(backbone, config, order)
+    removed = layers_to_remove(backbone, config, budget, order)
     notes = [f"layers: {backbone.num_layers} -> {backbone.num_layers - len(removed)}"]
     if protected:
         notes.append(f"protected layers: {', '.join(f'{i} ({why})' for i, why in sorted(protected.items()))}")

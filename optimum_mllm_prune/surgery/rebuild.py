@@ -10,10 +10,12 @@ from ..backbone import Backbone, Group, NotExpressibleError, refuse_offloaded, w
 from ..backbone.skeleton import attention_implementations
 from ..errors import UserInputError
 from ..planning import PruningPlan
-from .slicing import cuts_of, take_sliced
+from .slicing import cuts_of, sliced
 
 
-def pruned_model(model: PreTrainedModel, backbone: Backbone, plan: PruningPlan) -> PreTrainedModel:
+def pruned_model(
+    model: PreTrainedModel, backbone: Backbone, plan: PruningPlan, keep_original: bool = False
+) -> PreTrainedModel:
     """Build the model that a plan describes. `model` gives up its tensors on the way and cannot be used afterwards.
 
     A rebuilt model cannot have stale attributes (head counts, layer numbers, lists kept on a module): it is what a
@@ -23,6 +25,8 @@ def pruned_model(model: PreTrainedModel, backbone: Backbone, plan: PruningPlan) 
         model: the original, on one device or spread by a device map, nothing offloaded.
         backbone: of `model`.
         plan: made for `model`.
+        keep_original: leave `model` as it is, for a look at what the plan would give: tensors that lose nothing are
+            then those of both, and neither may be changed.
 
     Raises:
         UserInputError: the plan does not fit the model, or some weights are offloaded.
@@ -36,7 +40,7 @@ def pruned_model(model: PreTrainedModel, backbone: Backbone, plan: PruningPlan) 
         raise UserInputError(f"this architecture's config cannot express the plan: {error}") from error
     fresh = _empty_model(model, backbone, plan)
     device, device_map = model.device, getattr(model, "hf_device_map", None)
-    state = dict(take_sliced(model, backbone, plan, cuts_of(plan, groups)))
+    state = dict(sliced(model, backbone, plan, cuts_of(plan, groups), keep_original))
     fresh.load_state_dict(state, strict=True, assign=True)
     fresh.tie_weights()
     return _placed(fresh, device, _device_map(device_map, backbone, plan))

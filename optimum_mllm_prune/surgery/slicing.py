@@ -24,15 +24,17 @@ def cuts_of(plan: PruningPlan, groups: Sequence[Group]) -> Cuts:
     return cuts
 
 
-def take_sliced(model: nn.Module, backbone: Backbone, plan: PruningPlan, cuts: Cuts) -> Iterator[tuple[str, Tensor]]:
+def sliced(
+    model: nn.Module, backbone: Backbone, plan: PruningPlan, cuts: Cuts, keep: bool = False
+) -> Iterator[tuple[str, Tensor]]:
     """Names and tensors of the pruned model's state dict.
 
-    Takes the tensors out of `model` one by one, so that the two models never stand in memory together; what is left
-    of `model` cannot be used any more.
+    Unless they are to be kept, the tensors are taken out of `model` one by one, so that the two models never stand in
+    memory together; what is left of `model` cannot be used any more.
     """
     kept = plan.kept_layers
     for name in tqdm(list(model.state_dict()), desc="Pruning", unit="tensor", leave=False):
-        tensor = _take(model, name)
+        tensor = _tensor(model, name, keep)
         renamed = backbone.renamed(name, kept)
         if renamed is not None:
             yield renamed, _sliced(tensor, cuts.get(name, []))
@@ -44,10 +46,11 @@ def _sliced(tensor: Tensor, cuts: list[tuple[Axis, list[int]]]) -> Tensor:
     return tensor
 
 
-def _take(model: nn.Module, name: str) -> Tensor:
+def _tensor(model: nn.Module, name: str, keep: bool) -> Tensor:
     parent, _, leaf = name.rpartition(".")
     module = model.get_submodule(parent)
     home = module._parameters if leaf in module._parameters else module._buffers
     tensor = home[leaf]
-    home[leaf] = None
+    if not keep:
+        home[leaf] = None
     return tensor.detach()

@@ -282,3 +282,24 @@ def test_a_channel_multiple_beyond_the_mlp_is_named(multiple):
 def test_a_channel_multiple_far_above_what_is_to_stay_is_named():
     line = refused(backbone_of("llava_llama_gqa"), ratio=0.6, channel_multiple=90)
     assert line.startswith("channel_multiple 90 is too coarse for the ")
+
+
+@pytest.mark.parametrize("ratio", RATIOS)
+@pytest.mark.parametrize("layer_share", [0.25, 0.5, 0.75])
+def test_mixed_of_llava_7b_is_within_a_point(ratio, layer_share):
+    made = account(llava_7b(), PruningConfig(ratio=ratio, method="mixed", layer_share=layer_share))
+    assert abs(made.ratio["achieved"] - ratio) < ONE_POINT
+    layers = len(made.sizes.kept_layers)
+    # The nearest number of layers to their share; the width of the others gives the rest.
+    by_layers = (32 - layers) * 202_383_360 / BACKBONE_PARAMETERS
+    assert abs(by_layers - layer_share * ratio) <= 0.5 * 202_383_360 / BACKBONE_PARAMETERS
+    heads = made.sizes.heads or 32
+    gone = layers * 4096 * (4 * 128 * (32 - heads) + 3 * (11008 - made.sizes.channels)) + (32 - layers) * 202_383_360
+    assert made.parameters["after"] == PARAMETERS - gone
+
+
+def test_mixed_with_less_than_half_a_layer():
+    assert refused(llava_7b(), ratio=0.02, method="mixed", layer_share=0.2) == (
+        "ratio 0.0040 removes nothing: one layer is 0.0300 of the language backbone, ask for more or use method "
+        "'width'."
+    )

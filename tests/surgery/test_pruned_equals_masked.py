@@ -16,7 +16,7 @@ from optimum_mllm_prune.planning.selection import layer_order
 from optimum_mllm_prune.surgery import pruned_model
 
 
-UNITS = ("layers", "heads", "twin heads", "query heads", "channels", "heads and channels")
+UNITS = ("layers", "heads", "twin heads", "query heads", "channels", "heads and channels", "layers and channels")
 HEAD_SIZE = "derives the head size as hidden_size / num_attention_heads, so heads cannot go alone"
 ONE_KEY_VALUE_HEAD = "all its query heads share one key-value head: remove query heads instead"
 # What a family's config cannot say, and why. Everything else it must be able to say.
@@ -43,6 +43,8 @@ ROUNDING = 1e-4
 def can(family, unit):
     if unit == "layers":
         return True
+    if unit == "layers and channels":
+        return can(family, "channels")
     if unit == "heads and channels":
         return can(family, "channels") and (can(family, "heads") or can(family, "query heads"))
     if unit == "twin heads":
@@ -81,6 +83,8 @@ def case(family, unit):
     backbone = backbone_of(family, "query" if unit == "query heads" else "auto")
     if unit == "layers":
         return backbone, plan_removing(backbone, layers=apart(backbone))
+    if unit == "layers and channels":
+        return backbone, plan_removing(backbone, apart(backbone), channels=backbone.channels.units * 5 // 8)
     if unit == "channels":
         return backbone, plan_removing(backbone, channels=backbone.channels.units * 5 // 8)
     if unit == "twin heads":
@@ -204,3 +208,16 @@ def test_offloaded_weights_are_refused():
     cpu_offload(model, execution_device="cpu")
     with pytest.raises(UserInputError, match="some weights are offloaded to the CPU or to disk: load the whole model"):
         pruned_model(model, backbone, plan_removing(backbone, layers=[1]))
+
+
+@pytest.mark.parametrize("unit", ["layers", "heads and channels", "layers and channels"])
+def test_the_original_can_be_kept(unit):
+    family = "llava_llama_gqa"
+    backbone, plan = case(family, unit)
+    model = copy.deepcopy(original(family))
+    pruned = pruned_model(model, backbone, plan, keep_original=True)
+    for inputs in inputs_of(family).values():
+        assert torch.equal(real_logits(model, inputs), real_logits(original(family), inputs))
+        assert torch.equal(real_logits(pruned, inputs), real_logits(pruned_copy(family, backbone, plan), inputs))
+    shared = {p.data_ptr() for p in model.parameters()} & {p.data_ptr() for p in pruned.parameters()}
+    assert shared
