@@ -66,17 +66,26 @@ def run_calibration(
 
 
 def answer_loss(model: PreTrainedModel, batch: Batch) -> Tensor:
-    """Mean cross entropy over the batch's answer tokens, in fp32.
+    """Mean cross entropy over the batch's answer tokens, in fp32."""
+    logits, tokens, _ = answer_logits(model, batch)
+    return cross_entropy(logits.float(), tokens)
+
+
+def answer_logits(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """What the model foretells of the answer tokens.
 
     Where the architecture allows, the head is applied only from the first answer token on: the logits of a long prompt
     are never made.
+
+    Returns:
+        Logits (tokens, vocabulary) in the model's format, the answer tokens (tokens,) and the row of each (tokens,).
     """
     targets = batch.labels[:, 1:]
     first = int((targets != -100).any(dim=0).nonzero()[0])
     kept = targets.shape[1] - first + 1
     logits = model(**batch.inputs, **_logits_to_keep(model, kept)).logits[:, -kept:-1]
     answered = targets[:, first:] != -100
-    return cross_entropy(logits[answered].float(), targets[:, first:][answered])
+    return logits[answered], targets[:, first:][answered], answered.nonzero()[:, 0]
 
 
 def loss_scale(model: PreTrainedModel) -> float:

@@ -25,6 +25,13 @@ examples:
     optimum-cli mllm-prune --model llava-hf/llava-1.5-7b-hf --dry-run --num-layers 5
   15 %%, then train adapters on 5 %% of the rows, in one go:
     optimum-cli mllm-prune --model llava-hf/llava-1.5-7b-hf --dataset rows --recover lora --recover-set fraction=0.05
+  so that it runs on a card of 8 GB with four rows of 4096 positions:
+    optimum-cli mllm-prune --model llava-hf/llava-1.5-7b-hf --fits 8GB --batch 4 --context 4096 --dataset rows
+  the best of several plans, by their answers on held-out rows:
+    optimum-cli mllm-prune --model llava-hf/llava-1.5-7b-hf --ratio 0.3 --dataset rows --search
+  all the way: prune, recover, measure, publish; the same command goes on where it was broken off:
+    optimum-cli mllm-prune --model llava-hf/llava-1.5-7b-hf out --target-params 5B --dataset rows --recover lora \\
+        --eval-dataset test_rows --push-to-hub --repo-id me/llava-5b
   another ratio from the same calibration:
     optimum-cli mllm-prune --model llava-hf/llava-1.5-7b-hf out40 --ratio 0.4 --scores out
 
@@ -50,6 +57,7 @@ class MLLMPruneCommand(BaseOptimumCLICommand):
         _add_importance(parser)
         _add_plan(parser)
         _add_recovery(parser)
+        _add_evaluation(parser)
         _add_loading(parser)
         add_hub_flags(parser)
 
@@ -79,7 +87,7 @@ def _add_main(parser: ArgumentParser) -> None:
     group.add_argument(
         "--method",
         default="auto",
-        help="layer (whole layers), width (heads and MLP channels), auto (layer with --num-layers, else width)",
+        help="layer (whole layers), width (heads and MLP channels), mixed (both), auto (the paper's guide; default)",
     )
     group.add_argument(
         "--ratio", type=float, help="share of the language backbone's parameters to remove (default 0.15)"
@@ -88,6 +96,17 @@ def _add_main(parser: ArgumentParser) -> None:
     add_flag(
         group, "--target-params", type=parameter_count, help="parameters of the whole model afterwards, such as 5B"
     )
+    add_flag(group, "--target-size", help="size of the whole model's weights afterwards, such as 6GB")
+    group.add_argument("--fits", help="memory that weights, cache and activations must fit into, such as 8GB")
+    group.add_argument("--batch", type=int, help="rows at once that --fits is about (default 1)")
+    group.add_argument("--context", type=int, help="positions of each that --fits is about (default 2048)")
+    group.add_argument("--images", type=int, help="images of each that --fits is about (default 1)")
+    group.add_argument(
+        "--search",
+        action="store_true",
+        help="instead of the guide's rule: try plans of layers, width and both on held-out rows, take the best",
+    )
+    add_flag(group, "--search-rows", type=int, help="held-out rows of --search (default 64)")
     group.add_argument(
         "--overwrite", action="store_true", help="replace the output folder when the new one is complete"
     )
@@ -126,6 +145,13 @@ def _add_plan(parser: ArgumentParser) -> None:
     )
     add_flag(
         group,
+        "--layer-share",
+        type=float,
+        default=0.5,
+        help="how much of what goes is whole layers (method mixed; default 0.5)",
+    )
+    add_flag(
+        group,
         "--channel-multiple",
         type=int,
         help="MLP widths become a multiple of this (default: 64 or what divides)",
@@ -157,6 +183,14 @@ def _add_recovery(parser: ArgumentParser) -> None:
     add_flag(group, "--recover-dataset", help="rows to train on (default: those of --dataset)")
     add_flag(group, "--recover-config", help="YAML file with any key of RecoveryArguments: loss, fraction, ...")
     add_flag(group, "--recover-set", nargs="+", default=[], metavar="KEY=VALUE", help="any such key by itself")
+
+
+def _add_evaluation(parser: ArgumentParser) -> None:
+    group = parser.add_argument_group("evaluation, as by mllm-eval, with the unpruned model as the baseline")
+    add_flag(group, "--eval-dataset", help="rows with right answers: measure the output on them, and write its card")
+    add_flag(group, "--eval-split", help="their split (default: train)")
+    add_flag(group, "--eval-by", metavar="COLUMN", help="score the values of this column apart as well")
+    add_flag(group, "--eval-efficiency", action="store_true", help="measure size, speed and memory as well")
 
 
 def _add_loading(parser: ArgumentParser) -> None:

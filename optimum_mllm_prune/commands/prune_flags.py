@@ -6,17 +6,29 @@ from collections.abc import Sequence
 from ..configuration import PruningConfig
 from ..errors import UserInputError
 from ..importance import METRICS
+from ..importance.registry import scored_as
 from .command_line import spelt
 from .shared_checks import refuse_bad_push, refuse_idle_revision, refuse_unknown_dtype
 
 
-SIZE = ("ratio", "num_layers", "target_params")
+SIZE = ("ratio", "num_layers", "target_params", "target_size", "fits", "search")
 CALIBRATION = ("dataset", "dataset_split", "num_samples", "batch_size", "gradient_checkpointing")
 WIDTH_ONLY = ("head_unit", "head_share", "channel_multiple", "no_twin")
 LAYER_ONLY = ("protect_layers",)
+MIXED_ONLY = ("layer_share",)
 # What the run reads and must not replace.
-SOURCES = ("model", "dataset", "plan", "scores", "recover_dataset", "recover_config", "cache_dir")
+SOURCES = ("model", "dataset", "plan", "scores", "recover_dataset", "recover_config", "eval_dataset", "cache_dir")
 PATHS = ("output", "plan", "scores", "recover_config", "cache_dir")
+# A flag and the one that it says more of.
+_BELONGS = {
+    "batch": "fits",
+    "context": "fits",
+    "images": "fits",
+    "search_rows": "search",
+    "eval_split": "eval_dataset",
+    "eval_by": "eval_dataset",
+    "eval_efficiency": "eval_dataset",
+}
 # What a dry run that reads no data has no use for.
 SIZES_ALONE = ("output", *CALIBRATION, "seed", "overwrite", "dtype", "device", "device_map")
 # What a flag is when it was not given; None where not named.
@@ -24,6 +36,7 @@ DEFAULTS = {
     "method": "auto",
     "head_unit": "auto",
     "head_share": 1.0,
+    "layer_share": 0.5,
     "no_twin": False,
     "gradient_checkpointing": False,
     "dry_run": False,
@@ -33,6 +46,8 @@ DEFAULTS = {
     "overwrite": False,
     "recover": "none",
     "recover_set": [],
+    "search": False,
+    "eval_efficiency": False,
 }
 
 
@@ -44,46 +59,60 @@ def refuse_contradictions(args: Namespace) -> None:
             *CALIBRATION,
             *WIDTH_ONLY,
             *LAYER_ONLY,
+            *MIXED_ONLY,
             "importance",
             "method",
             "scores",
             "dry_run",
             "seed",
         )
-        for flag in _given(args, all_flags):
+        for flag in given(args, all_flags):
             raise UserInputError(f"--plan says all that is removed: leave {flag} out.")
     if args.scores:
-        for flag in _given(args, (*CALIBRATION, "seed")):
+        for flag in given(args, (*CALIBRATION, "seed")):
             raise UserInputError(f"--scores stands for an earlier calibration: leave {flag} out.")
     refuse_bad_push(args)
     refuse_unknown_dtype(args.dtype)
     refuse_idle_revision(args.model, args.revision, "--revision")
-    for flag in ("push_to_hub", "recover"):
-        if args.dry_run and _given(args, [flag]):
+    for flag in ("push_to_hub", "recover", "eval_dataset"):
+        if args.dry_run and given(args, [flag]):
             raise UserInputError(f"--dry-run writes no model: leave {spelt(flag)} out.")
-    for flag in _given(args, ("recover_dataset", "recover_config", "recover_set") if args.recover == "none" else ()):
+    for flag in given(args, ("recover_dataset", "recover_config", "recover_set") if args.recover == "none" else ()):
         raise UserInputError(f"{flag} is only used with --recover: add it, or leave {flag} out.")
+    for flag, other in _BELONGS.items():
+        if given(args, [flag]) and not getattr(args, other):
+            raise UserInputError(
+                f"{spelt(flag)} is only used with {spelt(other)}: add it, or leave {spelt(flag)} out."
+            )
+    if args.search:
+        for flag in given(args, ("method", "num_layers", "head_share", "layer_share", "protect_layers", "scores")):
+            raise UserInputError(f"--search tries all methods after a calibration of its own: leave {flag} out.")
+        if args.search_rows is not None and args.search_rows < 1:
+            raise UserInputError(f"--search-rows must be at least 1, got {args.search_rows}.")
 
 
 def refuse_idle_flags(args: Namespace, config: PruningConfig, sizes_only: bool) -> None:
     """Flags that would have no effect are told rather than ignored."""
     if args.plan:
         return
-    other = LAYER_ONLY if config.method == "width" else WIDTH_ONLY
-    for flag in _given(args, other):
+    other = {"layer": (*WIDTH_ONLY, *MIXED_ONLY), "width": (*LAYER_ONLY, *MIXED_ONLY), "mixed": ()}
+    for flag in given(args, other[config.method]):
         raise UserInputError(f"{flag} has no effect with method '{config.method}': leave it out.")
-    for flag in _given(args, SIZES_ALONE if sizes_only else ()):
+    for flag in given(args, SIZES_ALONE if sizes_only else ()):
         raise UserInputError(
             f"--dry-run without a --dataset shows sizes alone: leave {flag} out, or name a --dataset."
         )
-    needs = METRICS[config.importance][config.method].needs
+    needs = METRICS[config.importance][scored_as(config.method)].needs
     by_weights = CALIBRATION if config.importance == "random" else (*CALIBRATION, "seed")
+    if args.search:
+        # Rows are needed to score plans on, and drawn by the seed.
+        by_weights = ("num_samples", "batch_size", "gradient_checkpointing")
     idle = {"weights": by_weights, "forward": ("gradient_checkpointing",), "backward": ()}[needs]
     looks = "looks at weights alone" if needs == "weights" else "takes no gradients"
-    for flag in _given(args, idle):
+    for flag in given(args, idle):
         raise UserInputError(f"importance '{config.importance}' {looks}: leave {flag} out.")
 
 
-def _given(args: Namespace, flags: Sequence[str]) -> list[str]:
+def given(args: Namespace, flags: Sequence[str]) -> list[str]:
     """Those of the flags that are not at their default, as they are written."""
     return [spelt(flag) for flag in flags if getattr(args, flag) != DEFAULTS.get(flag)]

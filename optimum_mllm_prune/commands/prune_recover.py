@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import shutil
 from argparse import Namespace
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ..errors import UserInputError
-from ..planning import PLAN_NAME, PruningPlan
 from ..recovery.arguments import RecoveryArguments
 from ..recovery.job import RecoveryJob
 from ..recovery.recover import recover
@@ -21,15 +22,15 @@ def staged_folder(output: Path) -> Path:
     return output.with_name(output.name + ".pruned")
 
 
-def is_staged(output: Path, command: str) -> bool:
-    """Whether an earlier run of the same command has come as far as the pruned checkpoint, which appears whole."""
-    staged = staged_folder(output)
-    return (staged / PLAN_NAME).is_file() and PruningPlan.load(staged).command == command
+def training_arguments(args: Namespace, output: Path, guided: Mapping[str, Any]) -> RecoveryArguments:
+    """How to recover. Raises UserInputError, so it is asked for before anything is pruned.
 
-
-def training_arguments(args: Namespace, output: Path) -> RecoveryArguments:
-    """How to recover. Raises UserInputError, so it is asked for before anything is pruned."""
-    given = {"train": args.recover, "seed": args.seed, "use_cpu": True if args.device == "cpu" else None}
+    Args:
+        args: the command's.
+        output: the folder of the result.
+        guided: what the decision guide says of it.
+    """
+    given = {"train": args.recover, "seed": args.seed, "use_cpu": True if args.device == "cpu" else None, **guided}
     made = recovery_arguments(TrainingFolder(output).path, args.recover_config, args.recover_set, given)
     if not (args.recover_dataset or args.dataset):
         raise UserInputError("--recover needs rows to train on: name them with --dataset or --recover-dataset.")

@@ -3,7 +3,8 @@
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,18 @@ from ..checkpoint import atomic_folder, check_output, upload, write_plan
 from ..configuration import PruningConfig
 from ..errors import UserInputError, note_kept
 from ..importance import METRICS, SCORES_NAME, Scores
+from ..importance.registry import scored_as
 from ..loading import check_device, load_config, public_name
 from ..planning import PruningPlan, account
 from ..pruner import MLLMPruner
+from ..recovery.arguments import RecoveryArguments
 from .command_line import command_line, last_part
+from .prune_choice import Choice, choose, guided
 from .prune_flags import DEFAULTS, PATHS, SOURCES, refuse_contradictions, refuse_idle_flags
-from .prune_recover import is_staged, recover_staged, staged_folder, training_arguments
-from .summary import plan_table, report_table
+from .prune_recover import recover_staged, staged_folder, training_arguments
+from .prune_search import keep, searched
+from .prune_stages import check_evaluation, evaluate_output, goes_on, is_made
+from .summary import advice_text, plan_table, report_table
 
 
 DEFAULT_DATASET = "HuggingFaceH4/llava-instruct-mix-vsft"
@@ -35,38 +41,86 @@ def run(args: Namespace) -> None:
     scores = _scores(args)
     sizes_only = args.dry_run and not plan and not scores and _needs_unnamed_data(args, config)
     refuse_idle_flags(args, config, sizes_only)
-    sources = [getattr(args, name) for name in SOURCES]
-    output = None if sizes_only else check_output(_output(args), args.overwrite, sources=sources)
-    check_device(args.device)
     hub = {key: getattr(args, key) for key in ("revision", "token", "cache_dir")}
+    command = command_line("mllm-prune", args, DEFAULTS, SOURCES, PATHS)
+    made = not sizes_only and goes_on(args) and is_made(_output(args), command, args.model, hub)
+    output = None if sizes_only else _output(args) if made else _free_output(args)
+    check_device(args.device)
     model_config = load_config(args.model, **hub)
     if args.trust_remote_code:
         print(
             "--trust-remote-code: no code from the model's repository is run, since the result must load without it."
         )
+    choice = Choice(config) if plan else choose(args, model_config, partial(_pruning_config, args))
+    if choice.advice:
+        refuse_idle_flags(args, choice.config, sizes_only)
     if sizes_only:
-        _show_sizes(model_config, config)
+        _show_sizes(model_config, choice, args)
         return
-    command = command_line("mllm-prune", args, DEFAULTS, SOURCES, PATHS)
-    training = training_arguments(args, output) if args.recover != "none" else None
-    target = staged_folder(output) if training else output
-    if training and is_staged(output, command):
+    check_evaluation(args)
+    training = training_arguments(args, output, guided(choice.advice, args)) if args.recover != "none" else None
+    if made:
+        print(f"Made already: {output}.")
+    else:
+        _make(_Task(args, choice, plan, scores, output, training, command, hub))
+    if not args.dry_run:
+        with _kept(output):
+            _finish(args, output, command)
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What is to be made: the arguments, and what has been read of what they name."""
+
+    args: Namespace
+    choice: Choice
+    plan: PruningPlan | None
+    scores: Scores | None
+    output: Path
+    training: RecoveryArguments | None
+    command: str
+    hub: dict[str, Any]
+
+
+def _make(task: _Task) -> None:
+    """Prune, and recover where that is asked for; of a dry run the plan alone."""
+    args, output = task.args, task.output
+    target = staged_folder(output) if task.training else output
+    if task.training and is_made(target, task.command, args.model, task.hub):
         print(f"Pruned already, in {target}: going on with the recovery.")
     else:
-        rows = None if plan or scores else _calibration_rows(args, config)
-        pruner = MLLMPruner.from_pretrained(args.model, args.dtype, args.device, args.device_map, **hub)
-        plan = pruner.check(plan, scores) if plan else pruner.plan(config, rows, scores)
-        plan = replace(plan, command=command)
+        rows = None if task.plan or task.scores or args.search else _calibration_rows(args, task.choice.config)
+        pruner = MLLMPruner.from_pretrained(args.model, args.dtype, args.device, args.device_map, **task.hub)
+        found = searched(pruner, task.choice, args) if args.search else None
+        plan = found.best.plan if found else _plan(pruner, task, rows)
+        plan = replace(plan, command=task.command)
+        _print_advice(task.choice, args)
         print(plan_table(plan))
         if args.dry_run:
             _write_plan(output, plan, pruner.scores)
-            return
-        _prune(pruner, plan, target, overwrite=args.overwrite or training is not None)
-    with _kept(target):
-        if training:
-            recover_staged(args, output, training, command)
-        if args.push_to_hub:
-            print(f"Pushed: {upload(output, args.repo_id, args.private or None, args.token)}")
+        else:
+            _prune(pruner, plan, target, overwrite=args.overwrite or task.training is not None)
+        keep(found, output if args.dry_run else target)
+    if task.training and not args.dry_run:
+        with _kept(target):
+            recover_staged(args, output, task.training, task.command)
+
+
+def _plan(pruner: MLLMPruner, task: _Task, rows: Sequence[Any] | None) -> PruningPlan:
+    if task.plan:
+        return pruner.check(task.plan, task.scores)
+    plan = pruner.plan(task.choice.config, rows, task.scores)
+    task.choice.check(plan.sizes(pruner.backbone(task.choice.config.head_unit)), plan.parameters["after"])
+    return plan
+
+
+def _finish(args: Namespace, output: Path, command: str) -> None:
+    """What follows on the finished checkpoint."""
+    if args.eval_dataset:
+        evaluate_output(args, output, command)
+    if args.push_to_hub:
+        address = upload(output, args.repo_id, args.private or None, args.token, args.push_revision)
+        print(f"Pushed: {address}")
 
 
 def _prune(pruner: MLLMPruner, plan: PruningPlan, target: Path, overwrite: bool) -> None:
@@ -76,6 +130,10 @@ def _prune(pruner: MLLMPruner, plan: PruningPlan, target: Path, overwrite: bool)
     report = pruner.save_pretrained(target, overwrite, keep_model=False)
     with _kept(target):
         print(report_table(report, target))
+
+
+def _free_output(args: Namespace) -> Path:
+    return check_output(_output(args), args.overwrite, sources=[getattr(args, name) for name in SOURCES])
 
 
 def _output(args: Namespace) -> Path:
@@ -92,35 +150,40 @@ def _scores(args: Namespace) -> Scores | None:
     return Scores.load(home) if args.plan and (home / SCORES_NAME).is_file() else None
 
 
-def _pruning_config(args: Namespace) -> PruningConfig:
-    return PruningConfig(
-        method=args.method,
-        ratio=args.ratio,
-        num_layers=args.num_layers,
-        target_params=args.target_params,
-        importance=args.importance,
-        num_samples=args.num_samples,
-        batch_size=args.batch_size,
-        head_unit=args.head_unit,
-        head_share=args.head_share,
-        channel_multiple=args.channel_multiple,
-        allow_twin=not args.no_twin,
-        protected_layers=args.protect_layers,
-        gradient_checkpointing=args.gradient_checkpointing,
-        seed=args.seed,
-        dataset=public_name(args.dataset) if args.dataset else None,
-        dataset_split=args.dataset_split,
-    )
+def _pruning_config(args: Namespace, **changes: Any) -> PruningConfig:
+    return PruningConfig(**_config_values(args) | changes)
+
+
+def _config_values(args: Namespace) -> dict[str, Any]:
+    return {
+        "method": args.method,
+        "ratio": args.ratio,
+        "num_layers": args.num_layers,
+        "target_params": args.target_params,
+        "importance": args.importance,
+        "num_samples": args.num_samples,
+        "batch_size": args.batch_size,
+        "head_unit": args.head_unit,
+        "head_share": args.head_share,
+        "layer_share": args.layer_share,
+        "channel_multiple": args.channel_multiple,
+        "allow_twin": not args.no_twin,
+        "protected_layers": args.protect_layers,
+        "gradient_checkpointing": args.gradient_checkpointing,
+        "seed": args.seed,
+        "dataset": public_name(args.dataset) if args.dataset else None,
+        "dataset_split": args.dataset_split,
+    }
 
 
 def _needs_unnamed_data(args: Namespace, config: PruningConfig) -> bool:
     """Whether the metric looks at data and no data set was named: then a dry run says sizes only."""
-    return args.dataset is None and METRICS[config.importance][config.method].needs != "weights"
+    return args.dataset is None and METRICS[config.importance][scored_as(config.method)].needs != "weights"
 
 
 def _calibration_rows(args: Namespace, config: PruningConfig) -> Sequence[Any] | None:
     """The rows, read before any weight is loaded; None where weights alone decide."""
-    metric = METRICS[config.importance][config.method]
+    metric = METRICS[config.importance][scored_as(config.method)]
     if metric.needs == "weights":
         return None
     options = {key: value for key, value in (("token", args.token), ("cache_dir", args.cache_dir)) if value}
@@ -138,10 +201,17 @@ def _calibration_rows(args: Namespace, config: PruningConfig) -> Sequence[Any] |
     return rows
 
 
-def _show_sizes(model_config: PreTrainedConfig, config: PruningConfig) -> None:
+def _print_advice(choice: Choice, args: Namespace) -> None:
+    if choice.advice:
+        print(advice_text(choice.advice, args.recover))
+
+
+def _show_sizes(model_config: PreTrainedConfig, choice: Choice, args: Namespace) -> None:
     """Sizes from the config alone: which parts go is not known yet."""
-    backbone = Backbone(model_class_of(model_config), model_config, config.head_unit)
-    made = account(backbone, config)
+    backbone = Backbone(model_class_of(model_config), model_config, choice.config.head_unit)
+    made = account(backbone, choice.config)
+    choice.check(made.sizes, made.parameters["after"])
+    _print_advice(choice, args)
     print(plan_table(made))
     print("Sizes only: which parts go is decided by calibration (name a --dataset). Nothing was written.")
 

@@ -3,7 +3,11 @@
 from pathlib import Path
 
 from ..checkpoint import PruningReport
+from ..evaluation.efficiency import efficiency_rows
+from ..evaluation.report import EvaluationReport
+from ..evaluation.table import quality_rows, task_rows
 from ..planning import Account, PruningPlan
+from ..planning.guide import Advice
 from ..recovery.record import RecoveryRecord
 
 
@@ -69,3 +73,28 @@ def recovery_table(record: RecoveryRecord, output: Path) -> str:
             f"verified in a fresh process; checkpoint: {output}",
         ]
     )
+
+
+def evaluation_table(report: EvaluationReport) -> str:
+    """All that was measured: quality, benchmarks, efficiency."""
+    efficiency = efficiency_rows(report.efficiency) if report.efficiency else []
+    tables = [aligned(rows) for rows in (quality_rows(report.quality), task_rows(report), efficiency) if rows]
+    return "\n\n".join([*tables, f"seconds: {report.seconds:.1f}"])
+
+
+def advice_text(advice: Advice, recover: str) -> str:
+    """What the decision guide says, and why; `recover` is what was asked to be trained."""
+    lines = [f"The guide: method '{advice.method}', importance '{advice.importance}'{_training(advice, recover)}."]
+    if advice.retained is not None:
+        lines.append(f"To expect: {advice.retained}.")
+    lines += [f"  {sentence}" for sentence in advice.why]
+    return "\n".join([*lines, *(f"Beware: {sentence}" for sentence in advice.warnings), ""])
+
+
+def _training(advice: Advice, recover: str) -> str:
+    if advice.recovery == "none":
+        return ", no training"
+    said = f", loss '{advice.loss}', learning rate {advice.learning_rate:g}, {100 * advice.fraction:g} % of the rows"
+    if advice.recovery != recover:
+        said += f" (training '{advice.recovery}' would do; '{recover}' was asked for)"
+    return said

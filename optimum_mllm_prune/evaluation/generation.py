@@ -1,26 +1,38 @@
 """Answers by greedy generation."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
-from tqdm.auto import tqdm
+from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
 from ..calibration.encoding import conversation_of, encode
-from ..calibration.row_forms import Row, answer_text, normalize_row
+from ..calibration.row_forms import Row, answer_text
+from ..calibration.rows import Rows
 from ..errors import UserInputError
+from .dealing import as_rows, by_batches
+
+
+class Answer(NamedTuple):
+    """What a model said.
+
+    Attributes:
+        text: without special tokens and outer white space.
+        tokens: as generated, up to and without the one that ends it.
+    """
+
+    text: str
+    tokens: tuple[int, ...]
 
 
 @torch.no_grad()
-def generate_answers(
-    model: PreTrainedModel,
-    processor: ProcessorMixin,
-    rows: Sequence[Any],
-    batch_size: int = 64,
-    max_new_tokens: int = 48,
-) -> list[str]:
+def generate(
+    model: PreTrainedModel, processor: ProcessorMixin, rows: Any, batch_size: int = 64, max_new_tokens: int = 48
+) -> list[Answer]:
     """What the model answers to the turns before the last answer of each row.
+
+    Every process of a launch must call it; batches are dealt out to them.
 
     Args:
         model: run in eval mode on its own device.
@@ -30,33 +42,80 @@ def generate_answers(
         max_new_tokens: longest answer in tokens.
 
     Returns:
-        The answers' text without special tokens and outer white space, in the order of `rows`.
+        An answer for each row, in their order.
 
     Raises:
         UserInputError: a row cannot be read, or ends with a question.
     """
     model.eval()
-    answers = []
-    for start in tqdm(range(0, len(rows), batch_size), desc="Generating", unit="batch"):
-        batch = [_answered(rows[i], i) for i in range(start, min(start + batch_size, len(rows)))]
-        prompts = [conversation_of({**row, "messages": row["messages"][:-1]}) for row in batch]
+    rows = as_rows(rows)
+    ends = _ends(model)
+
+    def answer(positions: list[int]) -> list[Answer]:
+        prompts = [conversation_of(_question(_answered(rows, position))) for position in positions]
         inputs = encode(processor, prompts, add_generation_prompt=True, padding_side="left")
         inputs = inputs.to(model.device, dtype=model.dtype)
         tokens = model.generate(**inputs, do_sample=False, num_beams=1, max_new_tokens=max_new_tokens)
         new = tokens[:, inputs["input_ids"].shape[1] :]
-        answers += [text.strip() for text in processor.batch_decode(new, skip_special_tokens=True)]
-    return answers
+        texts = processor.batch_decode(new, skip_special_tokens=True)
+        return [Answer(text.strip(), _before_end(own, ends)) for text, own in zip(texts, new, strict=True)]
+
+    return by_batches(rows, batch_size, answer, "Generating")
 
 
-def reference_answers(rows: Sequence[Any]) -> list[str]:
-    """The answer that each row gives: the text of its last turn. Raises UserInputError as `generate_answers` does."""
-    return [answer_text(_answered(rows[i], i)["messages"][-1]) for i in range(len(rows))]
+def generate_answers(
+    model: PreTrainedModel, processor: ProcessorMixin, rows: Any, batch_size: int = 64, max_new_tokens: int = 48
+) -> list[str]:
+    """The texts of `generate`."""
+    return [answer.text for answer in generate(model, processor, rows, batch_size, max_new_tokens)]
 
 
-def _answered(raw: Any, row_index: int) -> Row:
-    row = normalize_row(raw, row_index)
+def reference_answers(rows: Any) -> list[str]:
+    """The answer that each row gives: the text of its last turn. Raises UserInputError as `generate` does."""
+    rows = as_rows(rows)
+    return [answer_text(_answered(rows, position)["messages"][-1]) for position in range(len(rows))]
+
+
+def accepted_answers(rows: Any) -> list[list[str]]:
+    """All answers that are right for each row: those of a column `answers`, else that of its last turn.
+
+    `answers` holds texts, or mappings with an `answer` each, as VQAv2's file does.
+
+    Raises:
+        UserInputError: as `generate`.
+    """
+    rows = as_rows(rows)
+    found = [_listed(rows.raw(position)) for position in range(len(rows))]
+    if all(found):
+        return found
+    return [[text] for text in reference_answers(rows)]
+
+
+def _listed(raw: Mapping[str, Any]) -> list[str]:
+    answers = raw.get("answers") or []
+    return [str(one["answer"] if isinstance(one, Mapping) else one) for one in answers]
+
+
+def _question(row: Row) -> Row:
+    return {**row, "messages": row["messages"][:-1]}
+
+
+def _answered(rows: Rows, position: int) -> Row:
+    row = rows[position]
     if not answer_text(row["messages"][-1]):
         raise UserInputError(
-            f"Row {row_index} does not end with an answer to compare with: add it or take the row out."
+            f"Row {position} does not end with an answer to compare with: add it or take the row out."
         )
     return row
+
+
+def _ends(model: PreTrainedModel) -> list[int]:
+    """Tokens that end an answer or stand behind its end."""
+    config = model.generation_config
+    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    return [token for token in (*ends, config.pad_token_id) if token is not None]
+
+
+def _before_end(tokens: Tensor, ends: Sequence[int]) -> tuple[int, ...]:
+    said = tokens.tolist()
+    return tuple(said[: next((i for i, token in enumerate(said) if token in ends), len(said))])

@@ -106,6 +106,7 @@ class TestScript:
             "model.safetensors",
             "processor_config.json",
             "pruning_config.json",
+            "pruning_importance.png",
             "pruning_plan.json",
             "pruning_report.json",
             "pruning_scores.safetensors",
@@ -250,7 +251,8 @@ class TestDryRun:
     def test_target_params(self, command, llava):
         done = command("--model", llava, "--dry-run", "--target-params", "2M")
         assert done.code == 0, done.err
-        after = int(done.out.splitlines()[1].split()[2].replace(",", ""))
+        line = next(line for line in done.out.splitlines() if line.startswith("parameters"))
+        after = int(line.split()[2].replace(",", ""))
         assert abs(after - 2e6) < 0.01 * BACKBONE_BEFORE
 
     @pytest.mark.parametrize("data", [True, False])

@@ -6,7 +6,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from optimum_mllm_prune.errors import UserInputError
-from optimum_mllm_prune.evaluation import generate_answers, reference_answers
+from optimum_mllm_prune.evaluation import accepted_answers, generate, generate_answers, reference_answers
 
 
 FOLDER = Path(__file__).parents[2] / "examples" / "digit_scenes" / "llava"
@@ -68,8 +68,37 @@ def test_the_model_is_left_in_eval_mode_without_gradients(model, processor):
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_no_rows_give_no_answers(model, processor):
-    assert generate_answers(model, processor, []) == []
+def test_no_rows_are_refused(model, processor):
+    with pytest.raises(UserInputError, match=r"^The dataset has no rows; choose another dataset or split\.$"):
+        generate_answers(model, processor, [])
+
+
+def test_tokens_are_those_of_the_text_without_the_end(model, processor):
+    for answer in generate(model, processor, ROWS):
+        assert processor.decode(answer.tokens).strip() == answer.text
+        assert model.generation_config.eos_token_id not in answer.tokens
+
+
+def test_a_shorter_answer_of_a_batch_has_no_padding_in_it(model, processor):
+    together, alone = generate(model, processor, ROWS), [generate(model, processor, [one])[0] for one in ROWS]
+    assert together == alone
+    assert len({len(answer.tokens) for answer in together}) > 1
+
+
+def test_rows_without_images_stand_between_others(model, processor):
+    text = {"messages": [{"role": "user", "content": "Hello?"}, {"role": "assistant", "content": "7"}]}
+    mixed = [ROWS[0], text, ROWS[1]]
+    answers = generate_answers(model, processor, mixed, batch_size=3)
+    assert [answers[0], answers[2]] == generate_answers(model, processor, ROWS[:2])
+
+
+def test_accepted_answers():
+    plain = {"image": Image.new("RGB", (32, 32)), "question": "How many?", "answer": "3"}
+    assert accepted_answers([plain, plain]) == [["3"], ["3"]]
+    several = [{**plain, "answers": ["3", "three"]}, {**plain, "answers": [{"answer": "3"}, {"answer": "iii"}]}]
+    assert accepted_answers(several) == [["3", "three"], ["3", "iii"]]
+    # Where a row has none, each row's own answer is taken.
+    assert accepted_answers([several[0], {**plain, "answers": []}]) == [["3"], ["3"]]
 
 
 def test_a_row_that_ends_with_a_question_is_refused(model, processor):
