@@ -11,6 +11,7 @@ from .version import __version__
 
 
 METHODS = ("auto", "layer", "width", "mixed")
+REPAIRS = ("auto", "none", "least-squares")
 HEAD_UNITS = ("auto", "group", "query")
 DEFAULT_RATIO = 0.15
 _STAMPS = {"optimum_mllm_prune_version", "optimum_version", "transformers_version"}
@@ -42,6 +43,10 @@ class PruningConfig(BaseConfig):
             divides the present width and moves the ratio by less than a point.
         allow_twin: whether the text backbone may be declared as its numerically identical twin where its own config
             class rejects the head count (Llama as Mistral).
+        repair: "least-squares" refits in closed form the linear maps that read heads and channels, so that they give
+            what the original's give; "none" leaves them as they were cut; "auto" refits where there are calibration
+            rows and width goes.
+        repair_samples: rows to refit on, of the same data.
         protected_layers: decoder layers that must stay (methods "layer" and "mixed").
         gradient_checkpointing: recompute activations in gradient metrics: less memory, more time.
         seed: seed of every random choice.
@@ -69,6 +74,8 @@ class PruningConfig(BaseConfig):
     head_share: float = 1.0
     channel_multiple: int | None = None
     allow_twin: bool = True
+    repair: str = "auto"
+    repair_samples: int = 128
     protected_layers: list[int] | None = None
     gradient_checkpointing: bool = False
     seed: int = 42
@@ -111,6 +118,7 @@ class PruningConfig(BaseConfig):
     def _resolve_method(self) -> None:
         _one_of("method", self.method, METHODS)
         _one_of("head_unit", self.head_unit, HEAD_UNITS)
+        _one_of("repair", self.repair, REPAIRS)
         if self.method == "auto":
             self.method = "layer" if self.num_layers is not None else "width"
         if self.method != "layer" and self.num_layers is not None:
@@ -137,7 +145,7 @@ class PruningConfig(BaseConfig):
             raise UserInputError(
                 f"layer_share must lie between 0 and 1 (0.5 takes half of it by whole layers), got {self.layer_share}."
             )
-        for key in ("num_layers", "target_params", "num_samples", "batch_size", "channel_multiple"):
+        for key in ("num_layers", "target_params", "num_samples", "batch_size", "channel_multiple", "repair_samples"):
             value = getattr(self, key)
             if value is not None and not (_is_whole(value) and value >= 1):
                 raise UserInputError(f"{key} must be a whole number of at least 1, got {value}.")

@@ -1,10 +1,8 @@
 """`MLLMPruner`: from a model to a smaller one. Every stage has its own room; this is the way through them."""
 
-import shutil
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +17,12 @@ from .checkpoint import (
     PruningReport,
     atomic_folder,
     check_output,
-    check_repo_id,
     environment,
     generation_can_be_compared,
     license_of,
     reference_of,
+    save_and_upload,
     trial_inputs,
-    upload,
     verify,
     weight_bytes,
     write_checkpoint,
@@ -37,6 +34,7 @@ from .importance import Scores
 from .importance.scoring import score
 from .loading import commit_of, load_config, load_model, with_origin
 from .planning import PruningPlan, checked, make_plan
+from .repair import Repair, repair, rows_to_repair
 from .surgery import pruned_model
 
 
@@ -70,6 +68,7 @@ class MLLMPruner:
         self.base_model_license = base_model_license
         self.scores: Scores | None = None
         self.calibration: dict[str, Any] | None = None
+        self.repair: Repair | None = None
         self.timings: dict[str, float] = {}
         self._backbones: dict[str, Backbone] = {}
         self._calibrated: dict[str, tuple[Scores, dict[str, Any] | None]] = {}
@@ -176,6 +175,10 @@ class MLLMPruner:
 
         The weights move over from the original model, which cannot be used afterwards (copy it before if you need it).
 
+        Args:
+            plan: what to remove, or what to plan first.
+            dataset: as in `score`; with it the maps that are left are refitted as well, see `PruningConfig.repair`.
+
         Raises:
             UserInputError: the plan does not fit the model, or as in `plan`.
         """
@@ -183,12 +186,16 @@ class MLLMPruner:
         if isinstance(plan, PruningConfig):
             plan = self.plan(plan, dataset)
         plan = self.check(plan)
+        rows = rows_to_repair(plan, self.processor, dataset)
+        original, backbone = self.model, self._backbone_for(plan)
         with self._timed("surgery"):
-            size = weight_bytes(self.model)
-            backbone = self._backbone_for(plan)
-            generates = generation_can_be_compared(self.model, self.processor, backbone.layers_prefix)
-            self.model = pruned_model(self.model, backbone, plan)
+            size = weight_bytes(original)
+            generates = generation_can_be_compared(original, self.processor, backbone.layers_prefix)
+            self.model = pruned_model(original, backbone, plan, keep_original=rows is not None)
             self._pruned = (plan, size, generates)
+        if rows is not None:
+            with self._timed("repair"):
+                self.repair = repair(original, self.model, backbone, plan, self.processor, rows)
         return self.model
 
     def save_pretrained(
@@ -245,6 +252,7 @@ class MLLMPruner:
                 seconds=self.timings,
                 calibration=calibration,
                 environment=machine,
+                repair=None if self.repair is None else self.repair.to_dict(),
                 license=self.base_model_license,
                 has_processor=self.processor is not None,
             )
@@ -264,18 +272,7 @@ class MLLMPruner:
         Raises:
             UserInputError: the Hub refuses it; the checkpoint stays in a temporary folder that the message names.
         """
-        check_repo_id(repo_id)
-        home = Path(tempfile.mkdtemp(prefix="mllm-prune-"))
-        folder = home / repo_id.rpartition("/")[2]
-        try:
-            self.save_pretrained(folder)
-        except BaseException:
-            with suppress(OSError):
-                home.rmdir()
-            raise
-        address = upload(folder, repo_id, private, token, revision)
-        shutil.rmtree(home)
-        return address
+        return save_and_upload(self.save_pretrained, repo_id, private, token, revision)
 
     def _keep(self, scores: Scores, calibration: dict[str, Any] | None = None) -> None:
         """A plan is saved with the scores that it was made from, whichever came after them."""

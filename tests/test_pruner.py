@@ -18,7 +18,7 @@ from transformers import AutoModelForImageTextToText
 
 from optimum_mllm_prune import MLLMPruner, PruningConfig, PruningPlan, UserInputError, pruner
 from optimum_mllm_prune.backbone.text_config import text_config
-from optimum_mllm_prune.checkpoint import Verification, trial_inputs, weight_bytes
+from optimum_mllm_prune.checkpoint import Verification, hub, trial_inputs, weight_bytes
 from optimum_mllm_prune.importance import Scores
 
 
@@ -254,7 +254,7 @@ class TestSaved:
             pushed.update({path.name: path.stat().st_size for path in folder.iterdir()}, name=folder.name)
             return "https://example.org/commit"
 
-        monkeypatch.setattr(pruner, "upload", take)
+        monkeypatch.setattr(hub, "upload", take)
         made = MLLMPruner(tiny_llava.model(), tiny_llava.processor())
         made.prune(BY_WEIGHTS)
         assert made.push_to_hub("me/smaller", private=True) == "https://example.org/commit"
@@ -297,7 +297,7 @@ class TestPush:
         assert list(tmp_path.iterdir()) == []
 
     def test_nothing_is_left_after_a_push(self, made, monkeypatch, tmp_path):
-        monkeypatch.setattr(pruner, "upload", lambda *_: "https://example.org/commit")
+        monkeypatch.setattr(hub, "upload", lambda *_: "https://example.org/commit")
         made.push_to_hub("me/it")
         assert list(tmp_path.iterdir()) == []
 

@@ -3,7 +3,7 @@
 from ..errors import VerificationError
 from .atomic import atomic_folder, check_output
 from .card import CARD_NAME, license_of, model_card
-from .hub import check_repo_id, upload
+from .hub import check_repo_id, save_and_upload, upload
 from .report import REPORT_NAME, PruningReport, environment, peak_memory, weight_bytes
 from .trial import generation_can_be_compared, trial_inputs
 from .verification import (
@@ -36,6 +36,7 @@ __all__ = [
     "model_card",
     "peak_memory",
     "reference_of",
+    "save_and_upload",
     "special_tokens",
     "trial_inputs",
     "upload",

@@ -3,11 +3,15 @@
 import mmap
 import re
 import shlex
+import shutil
+import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
@@ -197,3 +201,31 @@ def _status(error: BaseException) -> int | None:
     if isinstance(error, ConnectionError) and (found := re.search(r"HTTP status \w+ error \((\d{3})", str(error))):
         return int(found[1])
     return getattr(getattr(error, "response", None), "status_code", None)
+
+
+def save_and_upload(
+    save: Callable[[Path], Any],
+    repo_id: str,
+    private: bool | None = None,
+    token: str | None = None,
+    revision: str | None = None,
+) -> str:
+    """Save into a temporary folder and upload it; arguments, result and errors as of `upload`.
+
+    What could not be uploaded stays there, and the message names the folder; what could not be saved leaves nothing.
+
+    Args:
+        save: writes a finished checkpoint into a folder that does not exist yet.
+    """
+    check_repo_id(repo_id)
+    home = Path(tempfile.mkdtemp(prefix="mllm-prune-"))
+    folder = home / repo_id.rpartition("/")[2]
+    try:
+        save(folder)
+    except BaseException:
+        with suppress(OSError):
+            home.rmdir()
+        raise
+    address = upload(folder, repo_id, private, token, revision)
+    shutil.rmtree(home)
+    return address

@@ -25,6 +25,7 @@ def write_record(
     seconds: Mapping[str, float],
     calibration: dict[str, Any] | None,
     environment: dict[str, Any],
+    repair: dict[str, Any] | None,
     license: str | None,
     has_processor: bool,
 ) -> PruningReport:
@@ -41,6 +42,7 @@ def write_record(
         seconds: wall-clock seconds by stage.
         calibration: as in the report.
         environment: as in the report.
+        repair: as in the report.
         license: of the base model; None where it is not known.
         has_processor: whether a processor was saved.
     """
@@ -54,6 +56,7 @@ def write_record(
         peak_memory_bytes=peak_memory(),
         calibration=calibration,
         environment=environment,
+        repair=repair,
     )
     report.save(folder)
     if scores is not None:

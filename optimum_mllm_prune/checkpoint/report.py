@@ -33,6 +33,8 @@ class PruningReport:
         peak_memory_bytes: {"cpu", "gpu"}: the largest resident set of this process, and the largest GPU allocation.
         calibration: {"dataset", "samples", "tokens" by modality, "seed", "importance"}; None where weights decided.
         environment: versions and machine, no names.
+        repair: {"method", "rows", "tokens", "refitted", "left_alone", "error_before", "error_after", "notes"}; None
+            where nothing was refitted.
     """
 
     parameters: dict[str, int]
@@ -44,6 +46,7 @@ class PruningReport:
     peak_memory_bytes: dict[str, int]
     calibration: dict[str, Any] | None
     environment: dict[str, Any]
+    repair: dict[str, Any] | None = None
 
     def save(self, folder: Path) -> None:
         """Write `pruning_report.json`."""

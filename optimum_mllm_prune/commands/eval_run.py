@@ -74,11 +74,11 @@ def _job(args: Namespace) -> EvaluationJob:
 
 def _efficiency(args: Namespace) -> EfficiencyJob:
     given = {
-        "batch_sizes": tuple(args.efficiency_batch_sizes or ()),
+        "batch_sizes": args.efficiency_batch_sizes and tuple(args.efficiency_batch_sizes),
         "new_tokens": args.efficiency_tokens,
         "repeats": args.efficiency_repeats,
     }
-    return EfficiencyJob(**{name: value for name, value in given.items() if value})
+    return EfficiencyJob(**{name: value for name, value in given.items() if value is not None})
 
 
 def _tasks(args: Namespace) -> TasksJob:

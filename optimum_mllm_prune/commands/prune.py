@@ -39,7 +39,8 @@ exit codes: 0 done; 1 something failed; 2 the input is wrong (one line says what
 
 LESS_MEMORY = (
     "lower --batch-size or --num-samples, add --gradient-checkpointing, choose an importance without gradients "
-    "(activation, magnitude_l2), or another --device; in a recovery, --recover-set per_device_train_batch_size=1"
+    "(activation, magnitude_l2), add --repair none, or use another --device; in a recovery, --recover-set "
+    "per_device_train_batch_size=1"
 )
 
 
@@ -156,13 +157,20 @@ def _add_plan(parser: ArgumentParser) -> None:
         type=int,
         help="MLP widths become a multiple of this (default: 64 or what divides)",
     )
+    group.add_argument(
+        "--repair",
+        default="auto",
+        help="refit what is left in closed form to what the original gives: least-squares, none, auto (where width "
+        "goes and rows are there; default)",
+    )
+    add_flag(group, "--repair-samples", type=int, default=128, help="rows to refit on (default 128)")
     add_flag(
         group,
         "--protect-layers",
         type=int,
         nargs="+",
         metavar="LAYER",
-        help="layers that must stay (method layer)",
+        help="layers that must stay (methods layer and mixed)",
     )
     add_flag(
         group,

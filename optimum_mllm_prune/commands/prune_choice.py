@@ -67,7 +67,10 @@ def choose(args: Namespace, model_config: PreTrainedConfig, make: Make) -> Choic
     if wanted is None and not asked:
         return Choice(make())
     backbone = Backbone(model_class_of(model_config), model_config, args.head_unit)
-    config = _sized(backbone, make, wanted, "width" if asked else args.method)
+    config = _sized(backbone, make, wanted, args.method)
+    if args.search and config.method == "layer":
+        # Each plan of a search finds the ratio of its own; the metric is one of width.
+        config = make(method="width", ratio=config.ratio)
     if not asked:
         return Choice(config, None, wanted and wanted.meets(backbone))
     ratio = round(budget_of(backbone, config).ratio, 6)
@@ -110,7 +113,7 @@ def _in_bytes(args: Namespace, model_config: PreTrainedConfig) -> _Bytes | None:
     flags = ("ratio", "num_layers", "target_params", "target_size", "fits")
     sizes = given(args, flags)
     if len(sizes) > 1:
-        raise UserInputError(f"{' and '.join(sizes)} all say how much to remove: give one of them.")
+        raise UserInputError(f"{' and '.join(sizes)} both say how much to remove: give one of them.")
     dtype = _dtype(args, model_config)
     if args.fits is None:
         return _Bytes(parse_size(args.target_size), dtype, None)
@@ -134,8 +137,14 @@ def _asks_guide(args: Namespace) -> bool:
 def _sized(backbone: Backbone, make: Make, wanted: _Bytes | None, method: str) -> PruningConfig:
     if wanted is None:
         return make(method=method)
-    method = "width" if method == "auto" else method
-    return make(method=method, ratio=wanted.ratio(backbone, make(method=method)))
+    choices = [method] if method != "auto" else ["width", "layer"]
+    refused: list[UserInputError] = []
+    for choice in choices:
+        try:
+            return make(method=choice, ratio=wanted.ratio(backbone, make(method=choice)))
+        except UserInputError as error:
+            refused.append(error)
+    raise refused[0]
 
 
 def _rows_to_train_on(args: Namespace) -> int | None:

@@ -7,12 +7,14 @@ from ..configuration import PruningConfig
 from ..errors import UserInputError
 from ..importance import METRICS
 from ..importance.registry import scored_as
+from ..repair import repairs
 from .command_line import spelt
 from .shared_checks import refuse_bad_push, refuse_idle_revision, refuse_unknown_dtype
 
 
 SIZE = ("ratio", "num_layers", "target_params", "target_size", "fits", "search")
-CALIBRATION = ("dataset", "dataset_split", "num_samples", "batch_size", "gradient_checkpointing")
+PASSES = ("num_samples", "batch_size", "gradient_checkpointing")
+CALIBRATION = ("dataset", "dataset_split", *PASSES)
 WIDTH_ONLY = ("head_unit", "head_share", "channel_multiple", "no_twin")
 LAYER_ONLY = ("protect_layers",)
 MIXED_ONLY = ("layer_share",)
@@ -36,6 +38,8 @@ DEFAULTS = {
     "method": "auto",
     "head_unit": "auto",
     "head_share": 1.0,
+    "repair": "auto",
+    "repair_samples": 128,
     "layer_share": 0.5,
     "no_twin": False,
     "gradient_checkpointing": False,
@@ -56,10 +60,12 @@ def refuse_contradictions(args: Namespace) -> None:
     if args.plan:
         all_flags = (
             *SIZE,
-            *CALIBRATION,
+            *PASSES,
             *WIDTH_ONLY,
             *LAYER_ONLY,
             *MIXED_ONLY,
+            "repair",
+            "repair_samples",
             "importance",
             "method",
             "scores",
@@ -69,7 +75,7 @@ def refuse_contradictions(args: Namespace) -> None:
         for flag in given(args, all_flags):
             raise UserInputError(f"--plan says all that is removed: leave {flag} out.")
     if args.scores:
-        for flag in given(args, (*CALIBRATION, "seed")):
+        for flag in given(args, (*PASSES, "seed")):
             raise UserInputError(f"--scores stands for an earlier calibration: leave {flag} out.")
     refuse_bad_push(args)
     refuse_unknown_dtype(args.dtype)
@@ -85,6 +91,8 @@ def refuse_contradictions(args: Namespace) -> None:
                 f"{spelt(flag)} is only used with {spelt(other)}: add it, or leave {spelt(flag)} out."
             )
     if args.search:
+        if not args.dataset:
+            raise UserInputError("--search scores plans on rows: name them with --dataset.")
         for flag in given(args, ("method", "num_layers", "head_share", "layer_share", "protect_layers", "scores")):
             raise UserInputError(f"--search tries all methods after a calibration of its own: leave {flag} out.")
         if args.search_rows is not None and args.search_rows < 1:
@@ -93,8 +101,16 @@ def refuse_contradictions(args: Namespace) -> None:
 
 def refuse_idle_flags(args: Namespace, config: PruningConfig, sizes_only: bool) -> None:
     """Flags that would have no effect are told rather than ignored."""
+    repaired = repairs(config) and not args.dry_run
+    if not repaired and (args.plan or args.scores):
+        for flag in given(args, ("dataset", "dataset_split")):
+            raise UserInputError(f"nothing is scored and nothing repaired, so no row is read: leave {flag} out.")
     if args.plan:
         return
+    if config.repair == "none" and given(args, ["repair_samples"]):
+        raise UserInputError("--repair-samples has no effect with --repair none: leave it out.")
+    if config.repair == "least-squares" and not args.dataset and (args.scores or _by_weights(config)):
+        raise UserInputError("--repair least-squares reads rows: name them with --dataset.")
     other = {"layer": (*WIDTH_ONLY, *MIXED_ONLY), "width": (*LAYER_ONLY, *MIXED_ONLY), "mixed": ()}
     for flag in given(args, other[config.method]):
         raise UserInputError(f"{flag} has no effect with method '{config.method}': leave it out.")
@@ -104,13 +120,17 @@ def refuse_idle_flags(args: Namespace, config: PruningConfig, sizes_only: bool) 
         )
     needs = METRICS[config.importance][scored_as(config.method)].needs
     by_weights = CALIBRATION if config.importance == "random" else (*CALIBRATION, "seed")
-    if args.search:
-        # Rows are needed to score plans on, and drawn by the seed.
-        by_weights = ("num_samples", "batch_size", "gradient_checkpointing")
+    if args.search or (repaired and args.dataset):
+        # Rows are read all the same, and drawn by the seed.
+        by_weights = PASSES
     idle = {"weights": by_weights, "forward": ("gradient_checkpointing",), "backward": ()}[needs]
     looks = "looks at weights alone" if needs == "weights" else "takes no gradients"
     for flag in given(args, idle):
         raise UserInputError(f"importance '{config.importance}' {looks}: leave {flag} out.")
+
+
+def _by_weights(config: PruningConfig) -> bool:
+    return METRICS[config.importance][scored_as(config.method)].needs == "weights"
 
 
 def given(args: Namespace, flags: Sequence[str]) -> list[str]:

@@ -11,10 +11,9 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from ..backbone import Backbone, model_class_of
-from ..calibration.rows import load_rows
 from ..checkpoint import atomic_folder, check_output, upload, write_plan
 from ..configuration import PruningConfig
-from ..errors import UserInputError, note_kept
+from ..errors import note_kept
 from ..importance import METRICS, SCORES_NAME, Scores
 from ..importance.registry import scored_as
 from ..loading import check_device, load_config, public_name
@@ -25,12 +24,10 @@ from .command_line import command_line, last_part
 from .prune_choice import Choice, choose, guided
 from .prune_flags import DEFAULTS, PATHS, SOURCES, refuse_contradictions, refuse_idle_flags
 from .prune_recover import recover_staged, staged_folder, training_arguments
+from .prune_rows import drawn_rows
 from .prune_search import keep, searched
 from .prune_stages import check_evaluation, evaluate_output, goes_on, is_made
-from .summary import advice_text, plan_table, report_table
-
-
-DEFAULT_DATASET = "HuggingFaceH4/llava-instruct-mix-vsft"
+from .summary import advice_text, plan_table, repair_text, report_table
 
 
 def run(args: Namespace) -> None:
@@ -57,7 +54,7 @@ def run(args: Namespace) -> None:
     if sizes_only:
         _show_sizes(model_config, choice, args)
         return
-    check_evaluation(args)
+    check_evaluation(args, output, command)
     training = training_arguments(args, output, guided(choice.advice, args)) if args.recover != "none" else None
     if made:
         print(f"Made already: {output}.")
@@ -89,17 +86,17 @@ def _make(task: _Task) -> None:
     if task.training and is_made(target, task.command, args.model, task.hub):
         print(f"Pruned already, in {target}: going on with the recovery.")
     else:
-        rows = None if task.plan or task.scores or args.search else _calibration_rows(args, task.choice.config)
+        rows = drawn_rows(args, task.choice.config, bool(task.plan or task.scores))
         pruner = MLLMPruner.from_pretrained(args.model, args.dtype, args.device, args.device_map, **task.hub)
-        found = searched(pruner, task.choice, args) if args.search else None
-        plan = found.best.plan if found else _plan(pruner, task, rows)
+        found = searched(pruner, task.choice, rows) if args.search else None
+        plan = found.best.plan if found else _plan(pruner, task, rows.calibration)
         plan = replace(plan, command=task.command)
         _print_advice(task.choice, args)
         print(plan_table(plan))
         if args.dry_run:
             _write_plan(output, plan, pruner.scores)
         else:
-            _prune(pruner, plan, target, overwrite=args.overwrite or task.training is not None)
+            _prune(pruner, plan, rows.repair, target, overwrite=args.overwrite or task.training is not None)
         keep(found, output if args.dry_run else target)
     if task.training and not args.dry_run:
         with _kept(target):
@@ -123,9 +120,11 @@ def _finish(args: Namespace, output: Path, command: str) -> None:
         print(f"Pushed: {address}")
 
 
-def _prune(pruner: MLLMPruner, plan: PruningPlan, target: Path, overwrite: bool) -> None:
+def _prune(pruner: MLLMPruner, plan: PruningPlan, rows: Sequence[Any] | None, target: Path, overwrite: bool) -> None:
     check_output(target, overwrite, pruner.bytes_after(plan))
-    pruner.prune(plan)
+    pruner.prune(plan, rows)
+    if pruner.repair:
+        print(repair_text(pruner.repair))
     print("Saving, then verifying in a fresh process ...", flush=True)
     report = pruner.save_pretrained(target, overwrite, keep_model=False)
     with _kept(target):
@@ -168,6 +167,8 @@ def _config_values(args: Namespace) -> dict[str, Any]:
         "layer_share": args.layer_share,
         "channel_multiple": args.channel_multiple,
         "allow_twin": not args.no_twin,
+        "repair": args.repair,
+        "repair_samples": args.repair_samples,
         "protected_layers": args.protect_layers,
         "gradient_checkpointing": args.gradient_checkpointing,
         "seed": args.seed,
@@ -179,26 +180,6 @@ def _config_values(args: Namespace) -> dict[str, Any]:
 def _needs_unnamed_data(args: Namespace, config: PruningConfig) -> bool:
     """Whether the metric looks at data and no data set was named: then a dry run says sizes only."""
     return args.dataset is None and METRICS[config.importance][scored_as(config.method)].needs != "weights"
-
-
-def _calibration_rows(args: Namespace, config: PruningConfig) -> Sequence[Any] | None:
-    """The rows, read before any weight is loaded; None where weights alone decide."""
-    metric = METRICS[config.importance][scored_as(config.method)]
-    if metric.needs == "weights":
-        return None
-    options = {key: value for key, value in (("token", args.token), ("cache_dir", args.cache_dir)) if value}
-    count = config.num_samples or metric.samples
-    if args.dataset:
-        return load_rows(args.dataset, args.dataset_split, count, config.seed, **options)
-    try:
-        rows = load_rows(DEFAULT_DATASET, args.dataset_split, count, config.seed, **options)
-    except UserInputError as error:
-        raise UserInputError(
-            f"no calibration data: the default set '{DEFAULT_DATASET}' cannot be fetched; name your own with "
-            "--dataset, or prune without data with --importance magnitude_l2."
-        ) from error
-    config.dataset = DEFAULT_DATASET
-    return rows
 
 
 def _print_advice(choice: Choice, args: Namespace) -> None:

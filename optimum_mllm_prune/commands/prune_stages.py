@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from ..backbone import Backbone, model_class_of
-from ..calibration.rows import open_rows
 from ..checkpoint.evaluated import add_evaluation, has_evaluation
 from ..evaluation.evaluate import evaluate
-from ..evaluation.generation import accepted_answers
 from ..evaluation.job import EfficiencyJob, EvaluationJob
 from ..evaluation.pictures import drawn
+from ..evaluation.rows import rows_of
 from ..loading import load_config
 from ..planning import PLAN_NAME, PruningPlan
 from .summary import evaluation_table
@@ -38,14 +37,10 @@ def is_made(folder: Path, command: str, model: str, hub: dict[str, Any]) -> bool
     return plan.model["fingerprint"] == Backbone(model_class_of(config), config).fingerprint
 
 
-def check_evaluation(args: Namespace) -> None:
+def check_evaluation(args: Namespace, output: Path, command: str) -> None:
     """Read the rows to evaluate on before anything is pruned. Raises UserInputError where they cannot be used."""
     if args.eval_dataset:
-        options = {key: value for key in ("token", "cache_dir") if (value := getattr(args, key)) is not None}
-        rows = open_rows(args.eval_dataset, args.eval_split, **options)
-        accepted_answers(rows)
-        if args.eval_by:
-            rows.column(args.eval_by)
+        rows_of(_job(args, output, command))
 
 
 def evaluate_output(args: Namespace, output: Path, command: str) -> None:

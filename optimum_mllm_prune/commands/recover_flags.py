@@ -4,6 +4,8 @@ from argparse import Namespace
 from pathlib import Path
 
 from ..errors import UserInputError
+from ..recovery.arguments import RecoveryArguments
+from .command_line import spelt
 from .shared_checks import refuse_bad_push, refuse_idle_revision, refuse_unknown_dtype
 
 
@@ -58,7 +60,32 @@ def refuse_contradictions(args: Namespace) -> None:
         raise UserInputError("--top-k is only used with --teacher-cache: add it, or leave --top-k out.")
     if args.top_k is not None and args.top_k < 1:
         raise UserInputError(f"--top-k must be at least 1, got {args.top_k}.")
-    if args.keep_adapter and args.train not in (None, "lora"):
-        raise UserInputError(f"--keep-adapter has no effect with --train {args.train}: leave it out.")
-    if args.eval_dataset and Path(args.eval_dataset) == Path(args.dataset) and args.eval_split == args.dataset_split:
+    same_split = (args.eval_split or "train") == (args.dataset_split or "train")
+    if args.eval_dataset and Path(args.eval_dataset) == Path(args.dataset) and same_split:
         raise UserInputError("--eval-dataset is what is trained on: name other rows, or another --eval-split.")
+
+
+def refuse_idle(args: Namespace, arguments: RecoveryArguments) -> None:
+    """Raise UserInputError where a flag has no effect with the losses, or with what trains."""
+    recipe = arguments.recipe()
+    logits = bool(recipe.weight("logits"))
+    hidden = bool(recipe.weight("hidden") or recipe.weight("layers"))
+    lora, few = arguments.train == "lora", arguments.fraction is not None or arguments.max_samples is not None
+    conditions = [
+        (lora, "without --train lora", ("lora_r", "lora_alpha", "lora_dropout", "keep_adapter")),
+        (
+            logits,
+            "without the loss term 'logits'",
+            ("divergence", "temperature", "logits_tokens", "jsd_beta", "top_k"),
+        ),
+        (recipe.divergence == "jsd", "without --divergence jsd", ("jsd_beta",)),
+        (hidden, "without the loss term 'hidden' or 'layers'", ("hidden_distance", "hidden_tokens")),
+        (few, "without --fraction or --max-samples", ("stratify_by",)),
+        (arguments.max_steps < 0, "beside --max-steps", ("num_train_epochs",)),
+    ]
+    for holds, why, flags in conditions:
+        for flag in flags:
+            value = getattr(args, flag)
+            # Not `in`: a dropout of 0 equals False.
+            if not holds and value is not None and value is not False:
+                raise UserInputError(f"{spelt(flag)} has no effect {why}: leave it out.")

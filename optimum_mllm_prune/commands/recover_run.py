@@ -13,7 +13,7 @@ from ..recovery.recover import recover
 from ..recovery.settings import recovery_arguments
 from ..recovery.training_folder import TrainingFolder
 from .command_line import command_line, last_part
-from .recover_flags import DEFAULTS, PATHS, SOURCES, TRAINING, refuse_contradictions
+from .recover_flags import DEFAULTS, PATHS, SOURCES, TRAINING, refuse_contradictions, refuse_idle
 from .summary import recovery_table
 
 
@@ -25,7 +25,8 @@ def run(args: Namespace) -> None:
     given = {name: getattr(args, name) for name in TRAINING}
     if args.device == "cpu":
         given["use_cpu"] = True
-    arguments = recovery_arguments(TrainingFolder(output).path, args.config, args.set, given)
+    arguments = recovery_arguments(TrainingFolder(output).path, args.config, args.set, given, bool(args.eval_dataset))
+    refuse_idle(args, arguments)
     first = PartialState().is_main_process
     if not first:
         disable_progress_bar()

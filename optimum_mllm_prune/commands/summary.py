@@ -9,6 +9,7 @@ from ..evaluation.table import quality_rows, task_rows
 from ..planning import Account, PruningPlan
 from ..planning.guide import Advice
 from ..recovery.record import RecoveryRecord
+from ..repair import Repair
 
 
 def plan_table(plan: PruningPlan | Account) -> str:
@@ -98,3 +99,12 @@ def _training(advice: Advice, recover: str) -> str:
     if advice.recovery != recover:
         said += f" (training '{advice.recovery}' would do; '{recover}' was asked for)"
     return said
+
+
+def repair_text(repair: Repair) -> str:
+    """What was refitted, what it gained, and what a reader should know."""
+    told = repair.to_dict()
+    changed = f"repaired: {told['refitted']} of {len(repair.refits)} linear maps refitted on {repair.rows} rows"
+    if told["refitted"]:
+        changed += f"; error on held-out rows {told['error_before']:.3g} -> {told['error_after']:.3g}"
+    return "\n".join([changed, *repair.notes])

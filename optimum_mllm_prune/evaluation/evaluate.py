@@ -11,15 +11,16 @@ from accelerate.utils.memory import clear_device_cache
 from transformers.utils.hub import cached_file
 
 from ..calibration.processors import load_processor
-from ..calibration.rows import Rows, open_rows
+from ..calibration.rows import Rows
 from ..errors import UserInputError
 from ..loading import load_config, load_model, public_name
 from ..version import __version__
 from .efficiency import EfficiencyReport, Loaded, measure_efficiency
-from .generation import accepted_answers
+from .harnesses import HARNESSES
 from .job import EvaluationJob
-from .predictions import Predictions, predict
+from .predictions import AGREEMENT, PERPLEXITY, Predictions, predict
 from .report import EvaluationReport
+from .rows import rows_of
 from .scores import Score, scored
 from .tasks import TaskScore, run_tasks
 
@@ -32,16 +33,22 @@ def evaluate(job: EvaluationJob) -> EvaluationReport:
     """Measure quality, efficiency and benchmarks, as far as the job asks; every process of a launch must call it.
 
     Raises:
-        UserInputError: a model, the rows or a benchmark cannot be used, or efficiency or benchmarks are asked of
-            several processes.
+        UserInputError: a model, the rows or a benchmark cannot be used, the two models do not write with the same
+            tokens where these are compared, or efficiency or benchmarks are asked of several processes.
     """
     start = time.perf_counter()
     if PartialState().num_processes > 1 and (job.efficiency or job.tasks):
         raise UserInputError("efficiency and tasks are measured by one process: start without accelerate launch.")
-    rows, accepted, groups = _rows(job)
+    if job.tasks:
+        HARNESSES[job.tasks.harness].require()
+    _refuse_other_tokens(job)
+    rows, accepted, groups = rows_of(job)
     said: dict[str, Predictions] = {}
     loaded: dict[str, Loaded] = {}
-    for role in _roles(job):
+    for role, name in _roles(job).items():
+        if rows is None and job.efficiency is None and Path(name).is_dir():
+            # The harness loads it by itself; of the Hub it is fetched here.
+            continue
         loaded[role] = _load(job, role)
         if rows is not None:
             said[role] = predict(*loaded[role], rows, job.chosen_metrics, job.batch_size, job.max_new_tokens)
@@ -70,13 +77,17 @@ def _roles(job: EvaluationJob) -> dict[str, str]:
     return ({BASELINE: job.baseline} if job.baseline else {}) | {MODEL: job.model}
 
 
-def _rows(job: EvaluationJob) -> tuple[Rows | None, list[list[str]], list[Any] | None]:
-    """The rows, their right answers and their categories; read before any weight is loaded."""
-    if job.dataset is None:
-        return None, [], None
-    options = {key: job.hub[key] for key in ("token", "cache_dir") if job.hub.get(key)}
-    rows = open_rows(job.dataset, job.dataset_split, job.num_samples, job.seed, **options)
-    return rows, accepted_answers(rows), rows.column(job.by) if job.by else None
+def _refuse_other_tokens(job: EvaluationJob) -> None:
+    """What is counted in tokens says nothing of two models whose tokens are not the same."""
+    compared = [metric for metric in job.chosen_metrics if metric in (AGREEMENT, PERPLEXITY)]
+    if job.dataset is None or job.baseline is None or not compared:
+        return
+    own, other = (load_processor(name, **_hub(job, role)) for role, name in _roles(job).items())
+    if own.tokenizer.get_vocab() != other.tokenizer.get_vocab():
+        raise UserInputError(
+            f"the two tokenizers give other tokens, which {' and '.join(compared)} count: name other metrics, such as "
+            "exact_match, or leave the baseline out."
+        )
 
 
 def _hub(job: EvaluationJob, role: str) -> dict[str, Any]:

@@ -77,23 +77,29 @@ def reference_answers(rows: Any) -> list[str]:
 
 
 def accepted_answers(rows: Any) -> list[list[str]]:
-    """All answers that are right for each row: those of a column `answers`, else that of its last turn.
+    """All answers that are right for each row: its `answers` where it has any, else that of its last turn.
 
-    `answers` holds texts, or mappings with an `answer` each, as VQAv2's file does.
+    `answers` is a text, or a list of texts or of mappings with an `answer` each, as in VQAv2's file.
 
     Raises:
-        UserInputError: as `generate`.
+        UserInputError: as `generate`, or `answers` are of another form.
     """
     rows = as_rows(rows)
-    found = [_listed(rows.raw(position)) for position in range(len(rows))]
-    if all(found):
-        return found
-    return [[text] for text in reference_answers(rows)]
+    given = [_listed(rows.raw(position).get("answers"), position) for position in range(len(rows))]
+    return [listed or [text] for listed, text in zip(given, reference_answers(rows), strict=True)]
 
 
-def _listed(raw: Mapping[str, Any]) -> list[str]:
-    answers = raw.get("answers") or []
-    return [str(one["answer"] if isinstance(one, Mapping) else one) for one in answers]
+def _listed(answers: Any, position: int) -> list[str]:
+    if answers is None or isinstance(answers, str | int | float):
+        return [] if answers in (None, "") else [str(answers)]
+    entries = answers if isinstance(answers, list | tuple) else [None]
+    found = [one.get("answer") if isinstance(one, Mapping) else one for one in entries]
+    if not all(isinstance(one, str | int | float) for one in found):
+        raise UserInputError(
+            f"The answers of row {position} cannot be read: write them as a list of texts, or of mappings with an "
+            "'answer' each."
+        )
+    return [str(one) for one in found]
 
 
 def _question(row: Row) -> Row:

@@ -60,11 +60,15 @@ class Harness:
         Raises:
             UserInputError: the harness is not installed, or cannot be told such an argument.
         """
-        if getattr(find_spec(self.module), "origin", None) is None:
-            raise UserInputError(f"{self.name} is not installed: pip install 'optimum-mllm-prune[{self.extra}]'.")
+        self.require()
         given = [word for name, value in options.items() if value is not None for word in (f"--{name}", str(value))]
         chosen = ["--model", model or self.model, "--model_args", self.model_args(model_args)]
         return [sys.executable, "-m", self.module, *self.options, *chosen, *given]
+
+    def require(self) -> None:
+        """Raise UserInputError where the harness is not installed."""
+        if getattr(find_spec(self.module), "origin", None) is None:
+            raise UserInputError(f"{self.name} is not installed: pip install 'optimum-mllm-prune[{self.extra}]'.")
 
 
 def _pairs(arguments: Mapping[str, str]) -> str:

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserInputError
+from .efficiency.measure import check_numbers
 from .metrics import METRICS
 from .predictions import AGREEMENT
+from .tasks import check_tasks
 
 
 DEFAULT_METRICS = ("exact_match", "answer_perplexity")
@@ -15,22 +17,28 @@ DEFAULT_METRICS = ("exact_match", "answer_perplexity")
 
 @dataclass(frozen=True)
 class EfficiencyJob:
-    """How to measure efficiency; see `efficiency.measure_efficiency`."""
+    """How to measure efficiency; see `efficiency.measure_efficiency`. Raises UserInputError as that does."""
 
     batch_sizes: tuple[int, ...] = (1, 8)
     new_tokens: int = 32
     repeats: int = 5
 
+    def __post_init__(self) -> None:
+        check_numbers(batch_sizes=self.batch_sizes, new_tokens=self.new_tokens, repeats=self.repeats)
+
 
 @dataclass(frozen=True)
 class TasksJob:
-    """Which benchmarks of which harness to run; see `tasks.run_tasks`."""
+    """Which benchmarks of which harness to run; see `tasks.run_tasks`. Raises UserInputError as that does."""
 
     names: tuple[str, ...]
     harness: str = "lm-eval"
     harness_model: str | None = None
     folder: Path | None = None
     limit: int | None = None
+
+    def __post_init__(self) -> None:
+        check_tasks(self.names, self.harness, self.folder, self.limit)
 
 
 @dataclass(frozen=True)
@@ -58,7 +66,8 @@ class EvaluationJob:
         baseline_revision: of the baseline.
 
     Raises:
-        UserInputError: nothing is to be measured, or a metric is unknown or lacks what it compares with.
+        UserInputError: nothing is to be measured, a metric is unknown or lacks what it compares with, or a device map
+            is given for benchmarks, whose harness does not take it.
     """
 
     model: str
@@ -87,6 +96,8 @@ class EvaluationJob:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise UserInputError(f"{name} must be at least {least}, got {value}.")
+        if self.tasks and self.device_map is not None:
+            raise UserInputError("device_map is not handed over with tasks: name a device, or measure them without.")
         for metric in self.metrics:
             if metric not in METRICS:
                 raise UserInputError(f"unknown metric '{metric}': use one of {', '.join(METRICS)}.")

@@ -23,6 +23,9 @@ def drawn(report: EvaluationReport) -> Iterator[list[Path]]:
 def draw(report: EvaluationReport, folder: Path) -> None:
     """Draw into a folder what the report has figures for: categories, memory, and quality against size."""
     names = {"baseline": report.baseline, "model": report.model}
+    if report.baseline == report.model:
+        # Folders of one name in two places.
+        names["baseline"] += " (baseline)"
     main = next((score for score in report.quality if score.unit == "percent"), None)
     grouped = next((score for score in _first(report.quality, main) if score.groups), None)
     if grouped is not None:

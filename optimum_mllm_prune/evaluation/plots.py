@@ -1,5 +1,6 @@
 """An evaluation as pictures: quality against size, and category by category."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -37,9 +38,8 @@ def plot_against_size(models: Sequence[SizedModel], metric: str, file: Path) -> 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     for model in models:
-        value, low, high = model.score.value, model.score.low, model.score.high
-        size = model.weight_bytes / unit
-        axes.errorbar(size, value, [[value - low], [high - value]], fmt="o", color=_AFTER, capsize=4)
+        value, size = model.score.value, model.weight_bytes / unit
+        axes.errorbar(size, value, error_bars([model.score]), fmt="o", color=_AFTER, capsize=4)
         side = -1 if size > 0.7 * largest / unit else 1
         axes.annotate(
             model.name,
@@ -68,7 +68,7 @@ def plot_categories(score: Score, file: Path) -> None:
     height = 0.38 if score.baseline else 0.7
     shift = height / 2 if score.baseline else 0
     values = [group.value.value for group in groups]
-    bounds = [[v.value - v.low for v in _values(score)], [v.high - v.value for v in _values(score)]]
+    bounds = error_bars([group.value for group in groups])
     axes.barh([p + shift for p in places], values, height, xerr=bounds, color=_AFTER, capsize=3, label="this model")
     if score.baseline:
         before = [group.baseline for group in groups]
@@ -82,7 +82,11 @@ def plot_categories(score: Score, file: Path) -> None:
     figure.savefig(file, dpi=120)
 
 
-def _values(score: Score) -> list[Interval]:
-    """Intervals of the categories; one without bounds, as of a single row, is a point."""
-    found = [group.value for group in score.groups.values()]
-    return [v if v.low == v.low else Interval(v.value, v.value, v.value, v.confidence) for v in found]
+def error_bars(intervals: Sequence[Interval]) -> tuple[list[float], list[float]]:
+    """How far bounds lie below and above their values, as matplotlib takes it: 0 where they are not known or infinite.
+
+    A value may lie outside its own percentile interval, by rounding or where few rows decide: never less than 0.
+    """
+    sides = [of.value - of.low for of in intervals], [of.high - of.value for of in intervals]
+    below, above = ([far if 0 < far < math.inf else 0.0 for far in side] for side in sides)
+    return below, above

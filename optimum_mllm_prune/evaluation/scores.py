@@ -1,13 +1,13 @@
 """How good one model's predictions are, how sure that is, and how they stand beside another model's."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from .metrics import METRICS
-from .predictions import AGREEMENT, Predictions
+from .predictions import AGREEMENT, PERPLEXITY, Predictions
 from .statistics import Interval, PairedTest, bootstrap_interval, paired_test, retained_interval
 
 
@@ -38,7 +38,8 @@ class Score:
         value: with its interval.
         extras: figures that belong beside it, by name.
         baseline: of the other model; None where there is none.
-        retained: 100 * value / baseline, a ratio of means as in Huang et al. (arXiv 2507.20749); None without another.
+        retained: 100 * value / baseline, a ratio of means as in Huang et al. (arXiv 2507.20749); None without another,
+            and where a larger value is a worse model.
         test: of the two models on the same rows; None without another.
         groups: the same by category.
     """
@@ -81,6 +82,7 @@ def scored(
     # A model agrees with itself everywhere: there is nothing to compare with.
     compared = baseline is not None and metric != AGREEMENT
     theirs = measure.contributions(*baseline.inputs_of(metric, accepted, None)) if compared else None
+    keeps = compared and measure.higher_is_better
     return Score(
         metric=metric,
         rows=len(ours),
@@ -89,19 +91,27 @@ def scored(
         value=bootstrap_interval(ours, measure.value, seed=seed),
         extras=measure.extras(ours.sum(axis=0)),
         baseline=bootstrap_interval(theirs, measure.value, seed=seed) if compared else None,
-        retained=retained_interval(theirs, ours, measure.value, seed=seed) if compared else None,
+        retained=retained_interval(theirs, ours, measure.value, seed=seed) if keeps else None,
         test=paired_test(theirs, ours, measure.value, seed=seed) if compared else None,
         groups=_grouped(measure.value, ours, theirs, groups, seed),
     )
 
 
+def check_references(metrics: Collection[str], accepted: Sequence[Sequence[str]]) -> None:
+    """Raise UserInputError where the right answers of a row do not suit a metric, before any model answers."""
+    for metric in metrics:
+        if metric not in (AGREEMENT, PERPLEXITY):
+            METRICS[metric]().contributions([texts[0] for texts in accepted], accepted)
+
+
 def _grouped(
     value: Any, ours: np.ndarray, theirs: np.ndarray | None, groups: Sequence[Any] | None, seed: int
 ) -> dict[str, GroupScore]:
-    """Each category in the order in which it first appears."""
+    """Each category by its name, in the order in which it first appears."""
     found = {}
-    for group in dict.fromkeys(groups or ()):
-        inside = np.array([other == group for other in groups])
+    names = [str(group) for group in groups or ()]
+    for name in dict.fromkeys(names):
+        inside = np.array([other == name for other in names])
         baseline = None if theirs is None else float(value(theirs[inside].sum(axis=0)))
-        found[str(group)] = GroupScore(int(inside.sum()), bootstrap_interval(ours[inside], value, seed=seed), baseline)
+        found[name] = GroupScore(int(inside.sum()), bootstrap_interval(ours[inside], value, seed=seed), baseline)
     return found

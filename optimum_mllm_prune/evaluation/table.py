@@ -35,7 +35,8 @@ def task_rows(report: EvaluationReport) -> list[Cells]:
         cells = (score.task, score.metric, f"{score.n:,}", _number(score.value, score.stderr))
         then = before.get((score.task, score.metric))
         if other:
-            cells += (f"{then:.4g}", f"{100 * score.value / then:.1f} %") if then else ("-", "-")
+            kept = f"{100 * score.value / then:.1f} %" if then and score.higher_is_better is not False else "-"
+            cells += ("-" if then is None else f"{then:.4g}", kept)
         lines.append(cells)
     return [head, *lines]
 
@@ -52,13 +53,17 @@ def _lines(score: Score) -> Iterator[Cells]:
     unit = " %" if score.unit == "percent" else ""
     beside = ("", "", "")
     if score.baseline is not None:
-        beside = (f"{score.baseline.value:.2f}", f"{formatted(score.retained)} %", f"{score.test.p_value:.2g}")
+        beside = (f"{score.baseline.value:.2f}", _kept(score.retained), f"{score.test.p_value:.2g}")
     yield (score.metric, rows, formatted(score.value) + unit, *beside)
     for name, value in score.extras.items():
         yield (f"  {name}", "", f"{value:.2f}", "", "", "")
     for name, group in score.groups.items():
         then = "" if group.baseline is None else f"{group.baseline:.2f}"
         yield (f"  {name}", f"{group.rows:,}", formatted(group.value), then, "", "")
+
+
+def _kept(retained: Interval | None) -> str:
+    return "-" if retained is None or math.isnan(retained.value) else f"{formatted(retained)} %"
 
 
 def _number(value: float, error: float | None) -> str:

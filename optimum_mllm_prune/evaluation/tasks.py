@@ -84,7 +84,7 @@ def run_tasks(
             gives no score.
         MemoryError: it ran out of memory.
     """
-    _check(tasks, harness, include_path, limit, batch_size)
+    check_tasks(tasks, harness, include_path, limit, batch_size)
     arguments = {"pretrained": model} | ({} if dtype == "auto" else {"dtype": dtype})
     with tempfile.TemporaryDirectory(prefix="mllm-prune-") as scratch:
         options = {
@@ -146,7 +146,10 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _check(tasks: Sequence[str], harness: str, include_path: Path | None, limit: int | None, batch_size: int) -> None:
+def check_tasks(
+    tasks: Sequence[str], harness: str, include_path: Path | None, limit: int | None, batch_size: int = 1
+) -> None:
+    """Raise UserInputError where arguments of `run_tasks` are wrong, as far as can be told before it runs."""
     if harness not in HARNESSES:
         raise UserInputError(f"unknown harness '{harness}': use one of {', '.join(HARNESSES)}.")
     if not tasks:

@@ -22,15 +22,17 @@ class Budget:
         remove: parameters to remove.
         ratio: the same as a share of the backbone's parameters.
         whole: whether parameters outside the backbone count, which a few keys drive too.
+        below: parameters that layers must remain below, so that something is left for width to give.
     """
 
     remove: float
     ratio: float
     whole: bool = False
+    below: float = math.inf
 
     def part(self, share: float) -> "Budget":
-        """A share of it."""
-        return replace(self, remove=share * self.remove, ratio=share * self.ratio)
+        """A share of it, of which layers may give no more than all of it."""
+        return replace(self, remove=share * self.remove, ratio=share * self.ratio, below=self.remove)
 
     def without(self, removed: int) -> "Budget":
         """What is still to go once some parameters of the backbone have gone."""
@@ -153,7 +155,8 @@ def _layer_sizes(backbone: Backbone) -> list[int]:
 def _closest_count(backbone: Backbone, budget: Budget, order: Sequence[int]) -> int:
     sizes = _layer_sizes(backbone)
     removed = [sum(sizes[i] for i in order[:n]) for n in range(len(order) + 1)]
-    count = min(range(len(removed)), key=lambda n: abs(removed[n] - budget.remove))
+    counts = [n for n, gone in enumerate(removed) if gone < budget.below]
+    count = min(counts, key=lambda n: abs(removed[n] - budget.remove))
     one = _mean_layer(backbone) / backbone.backbone_parameters
     if count == 0:
         raise UserInputError(

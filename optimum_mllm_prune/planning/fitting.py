@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from ..backbone import Backbone
+from ..backbone import Backbone, Sizes
 from ..configuration import PruningConfig
 from ..errors import UserInputError
 from .byte_sizes import in_gigabytes
@@ -87,6 +87,20 @@ def ratio_that_fits(backbone: Backbone, config: PruningConfig, available: int, l
             f"{_or(_what_would_help(least, available, load))}."
         )
     return found
+
+
+def least_ratio(backbone: Backbone, config: PruningConfig, meets: Callable[[Sizes, int], bool]) -> float | None:
+    """The least ratio whose sizes, and the parameters that they leave, are small enough; None where there is none.
+
+    Args:
+        backbone: of the original model.
+        config: how it is to be pruned; its own size is not looked at.
+        meets: says of sizes and parameters whether they are small enough.
+
+    Raises:
+        UserInputError: the model cannot be pruned so.
+    """
+    return _least_ratio(backbone, config, lambda made: meets(made.sizes, made.parameters["after"]))[0]
 
 
 def _least_ratio(

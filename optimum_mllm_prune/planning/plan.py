@@ -14,6 +14,7 @@ from ..json_types import fits, in_words
 
 PLAN_NAME = "pruning_plan.json"
 FORMAT = 1
+METHODS = ("layer", "width", "mixed")
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,10 @@ class PruningPlan:
                 raise UserInputError(f"the plan's {name} must be {in_words(kind)}: write it again.")
         if data.get("format", FORMAT) != FORMAT:
             raise UserInputError(f"the plan has format {data['format']}, this version reads {FORMAT}: write it again.")
+        if data["method"] not in METHODS:
+            raise UserInputError(
+                f"the plan's method '{data['method']}' is none of {', '.join(METHODS)}: write it again."
+            )
         if data["importance"] not in metrics_for(data["method"]):
             raise UserInputError(
                 f"the plan's importance '{data['importance']}' does not go with its method '{data['method']}': "

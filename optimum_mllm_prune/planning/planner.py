@@ -1,5 +1,7 @@
 """The planner: sizes, selection, exact accounting, and the check that the config can say it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -51,13 +53,26 @@ def account(backbone: Backbone, config: PruningConfig, layer_scores: torch.Tenso
     sizes, notes = Sizes(tuple(range(backbone.num_layers))), []
     if config.method != "width":
         by_layers = budget if config.method == "layer" else budget.part(config.layer_share)
-        removed, notes = _removed_layers(backbone, config, by_layers, layer_scores)
+        with _said_of(f"for layer_share {config.layer_share:g}" if config.method == "mixed" else None):
+            removed, notes = _removed_layers(backbone, config, by_layers, layer_scores)
         sizes = Sizes(tuple(i for i in range(backbone.num_layers) if i not in removed))
     if config.method != "layer":
         left = budget.without(removed_with(backbone, sizes.kept_layers))
-        sizes, more = width_sizes(backbone, config, left, sizes.kept_layers)
+        with _said_of(f"by width, after {len(removed)} whole layers" if config.method == "mixed" else None):
+            sizes, more = width_sizes(backbone, config, left, sizes.kept_layers)
         notes += more
     return _accounted(backbone, sizes, round(budget.ratio, 6), notes)
+
+
+@contextmanager
+def _said_of(part: str | None) -> Iterator[None]:
+    """What is wrong in here is told of a part of what was asked for."""
+    try:
+        yield
+    except UserInputError as error:
+        if part is None:
+            raise
+        raise UserInputError(f"{part}: {error}") from error
 
 
 def _accounted(backbone: Backbone, sizes: Sizes, requested: float, notes: list[str]) -> Account:

@@ -1,15 +1,35 @@
 """`RecoveryArguments`: TrainingArguments and what recovery adds."""
 
+import sys
 from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from ..errors import UserInputError
+from .few_data import check_share
 from .recipe import Recipe, loss_weights
 
 
 TRAINED = ("projector", "lora", "full")
+# Of Trainer's arguments, those that contradict losses which are computed within the model's forward.
+REFUSED = ("label_smoothing_factor", "torch_compile", "use_liger_kernel")
+# The least that each number may be; None is anything above 0. transformers looks at few of them.
+LEAST = {
+    "learning_rate": 0,
+    "projector_learning_rate": 0,
+    "num_train_epochs": None,
+    "per_device_train_batch_size": 1,
+    "per_device_eval_batch_size": 1,
+    "gradient_accumulation_steps": 1,
+    "dataloader_num_workers": 0,
+    "logging_steps": None,
+    "save_steps": None,
+    "eval_steps": None,
+    "seed": 0,
+    "data_seed": 0,
+}
+GREATEST_SEED = 2**32 - 1
 
 
 @dataclass
@@ -56,6 +76,7 @@ class RecoveryArguments(TrainingArguments):
     prediction_loss_only: bool = field(default=True, metadata={"help": "must stay on: logits are never kept"})
 
     def __post_init__(self) -> None:
+        self._refuse_out_of_range()
         super().__post_init__()
         if is_deepspeed_zero3_enabled():
             raise UserInputError(
@@ -68,11 +89,33 @@ class RecoveryArguments(TrainingArguments):
             raise UserInputError(f"unknown train '{self.train}': use one of {', '.join(TRAINED)}.")
         if self.remove_unused_columns or not self.prediction_loss_only:
             raise UserInputError("remove_unused_columns must stay off and prediction_loss_only on: leave them out.")
-        if self.label_smoothing_factor:
-            raise UserInputError("label_smoothing_factor is not used by these losses: leave it out.")
+        for name in REFUSED:
+            if getattr(self, name):
+                raise UserInputError(f"{name} does not go with these losses: leave it out.")
+        if self.train_sampling_strategy not in ("random", "sequential"):
+            raise UserInputError(
+                "train_sampling_strategy must be random or sequential, as rows have no length: set one."
+            )
+        if self.fp16 and self.device.type == "cpu":
+            raise UserInputError("fp16 needs a GPU: use bf16, or leave it out.")
         if self.lora_r < 1 or self.lora_alpha < 1 or not 0 <= self.lora_dropout < 1:
             raise UserInputError("lora_r and lora_alpha must be at least 1 and lora_dropout in [0, 1): correct them.")
+        check_share(self.fraction, self.max_samples)
         self.recipe()
+
+    def _refuse_out_of_range(self) -> None:
+        for name, least in LEAST.items():
+            value = getattr(self, name)
+            if value is None:
+                continue
+            most = GREATEST_SEED if name.endswith("seed") else sys.float_info.max
+            if value > most:
+                raise UserInputError(f"{name} must be a number of at most {most:.10g}, got {value}.")
+            if not (value > 0 if least is None else value >= least):
+                bound = "above 0" if least is None else f"of at least {least}"
+                raise UserInputError(f"{name} must be a number {bound}, got {value}.")
+        if self.max_steps != -1 and self.max_steps < 1:
+            raise UserInputError(f"max_steps must be at least 1, got {self.max_steps}.")
 
     @property
     def draw_seed(self) -> int:

@@ -5,13 +5,17 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from optimum.utils import logging
 from torch.utils.data import Sampler
 from transformers import ProcessorMixin
 
 from ..calibration.batches import make_batch
 from ..calibration.row_forms import Row
-from ..calibration.rows import Rows
+from ..calibration.rows import Rows, open_rows
 from ..errors import UserInputError
+
+
+logger = logging.get_logger("optimum.mllm_prune.recovery")
 
 
 class NumberedRows(Sequence[tuple[int, Row]]):
@@ -30,6 +34,20 @@ class NumberedRows(Sequence[tuple[int, Row]]):
 
     def __getitem__(self, position: int) -> tuple[int, Row]:
         return position, self.rows[position]
+
+
+def as_rows(dataset: Any) -> Rows:
+    """Rows of anything the pruner reads."""
+    return dataset if isinstance(dataset, Rows) else open_rows(dataset)
+
+
+def numbered(dataset: Any) -> NumberedRows | dict[str, NumberedRows] | None:
+    """The same rows with their positions; of several by name each for itself, and None of none."""
+    if dataset is None or isinstance(dataset, NumberedRows):
+        return dataset
+    if type(dataset) is dict:
+        return {name: numbered(one) for name, one in dataset.items()}
+    return NumberedRows(as_rows(dataset))
 
 
 class RowCollator:
@@ -68,6 +86,12 @@ class HomogeneousSampler(Sampler[int]):
             raise UserInputError(
                 f"{len(self.kinds[0])} rows with images and {len(self.kinds[1])} without fill no batch of "
                 f"{batch_size}, which cannot mix them: set a smaller batch size."
+            )
+        left_out = len(with_images) - len(self)
+        if left_out:
+            logger.warning(
+                f"{left_out} of {len(with_images)} rows are left out of each pass: batches of {batch_size} do not mix "
+                "rows with and without images, and these fill none."
             )
 
     def set_epoch(self, epoch: int) -> None:

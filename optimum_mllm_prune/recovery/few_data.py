@@ -29,15 +29,20 @@ def draw_few(
     Raises:
         UserInputError: `fraction` or `max_samples` is out of range.
     """
-    if fraction is not None and not 0 < fraction <= 1:
-        raise UserInputError(f"fraction must lie in (0, 1] (0.05 takes 5 % of the rows), got {fraction}.")
-    if max_samples is not None and max_samples < 1:
-        raise UserInputError(f"max_samples must be at least 1, got {max_samples}.")
+    check_share(fraction, max_samples)
     number = size if fraction is None else max(1, round(fraction * size))
     number = min(number, max_samples or number)
     order = np.random.default_rng(seed).permutation(size).tolist()
     chosen = order[:number] if strata is None else _stratified(order, strata, number)
     return sorted(chosen)
+
+
+def check_share(fraction: float | None, max_samples: int | None) -> None:
+    """Raise UserInputError where one of them, as for `draw_few`, is out of range."""
+    if fraction is not None and not 0 < fraction <= 1:
+        raise UserInputError(f"fraction must lie in (0, 1] (0.05 takes 5 % of the rows), got {fraction}.")
+    if max_samples is not None and max_samples < 1:
+        raise UserInputError(f"max_samples must be at least 1, got {max_samples}.")
 
 
 def _stratified(order: Sequence[int], strata: Sequence[Any], number: int) -> list[int]:

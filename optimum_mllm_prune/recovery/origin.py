@@ -1,6 +1,7 @@
 """Where a pruned checkpoint came from: its own folder with the plan, and the unpruned model that is to teach it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,13 @@ from transformers import ProcessorMixin
 from ..backbone import Backbone, model_class_of
 from ..calibration.processors import load_processor
 from ..calibration.rows import Rows
-from ..errors import UserInputError, first_line
+from ..errors import UserInputError, first_line, note_kept
 from ..loading import load_config, load_model
 from ..planning import PLAN_NAME, PruningPlan
 from ..quiet import quiet
 from .job import RecoveryJob
 from .recipe import Recipe
-from .teachers.cache_index import is_complete
+from .teachers.cache_index import INDEX_NAME, is_complete, require_cacheable
 from .teachers.cache_writer import write_cache
 from .teachers.cached import CachedTeacher
 from .teachers.live import LiveTeacher, Teacher
@@ -52,18 +53,46 @@ def pruned_folder(model: str, hub: Mapping[str, Any]) -> Path:
     return folder
 
 
+@contextmanager
+def cache_kept(folder: str | None) -> Iterator[None]:
+    """An error inside tells that a teacher cache is kept, if there is one."""
+    try:
+        yield
+    except BaseException as error:
+        if folder and (Path(folder) / INDEX_NAME).exists():
+            note_kept(error, f"the teacher cache '{folder}' is kept: the same command goes on from there")
+        raise
+
+
+def check_teacher(job: RecoveryJob, recipe: Recipe, plan: PruningPlan) -> None:
+    """What can be said of the teacher before anything is loaded.
+
+    Raises:
+        UserInputError: one is named and none is looked at, or the other way round; or no cache can hold what is asked.
+    """
+    if not recipe.needs_teacher:
+        asked = (job.teacher, job.teacher_cache, job.teacher_revision, job.teacher_quantization)
+        if any(asked) or job.teacher_dtype != "auto":
+            raise UserInputError("this loss looks at no teacher: leave out all that is said of one.")
+        return
+    if job.teacher_cache:
+        require_cacheable(recipe)
+    stored = bool(job.teacher_cache) and is_complete(job.teacher_cache)
+    if not stored and _name(job, plan)[0] is None:
+        raise UserInputError(
+            "the pruning plan names no base model, as it was a local one: name the unpruned model with --teacher."
+        )
+
+
 def teacher_for(
     job: RecoveryJob, recipe: Recipe, plan: PruningPlan, processor: ProcessorMixin, drawn: Rows
 ) -> Teacher | None:
     """The teacher that the recipe asks for: in memory, or from a cache, which is completed first.
 
     Raises:
-        UserInputError: there is none, or it does not fit the student, the rows or the recipe.
+        UserInputError: it does not fit the student, the rows or the recipe.
     """
     if not recipe.needs_teacher:
-        asked = (job.teacher, job.teacher_cache, job.teacher_revision, job.teacher_quantization)
-        if any(asked) or job.teacher_dtype != "auto":
-            raise UserInputError("this loss looks at no teacher: leave out all that is said of one.")
         return None
     if job.teacher_cache and is_complete(job.teacher_cache):
         stored = CachedTeacher(job.teacher_cache)
@@ -72,6 +101,7 @@ def teacher_for(
                 f"the cache '{job.teacher_cache}' holds {stored.index.top_k} logits a token, not {job.top_k}: leave "
                 "top_k out, or name another folder."
             )
+        _refuse_other_format(job, stored)
         name, options = _name(job, plan)
         stored.check(drawn, processor, load_config(name, **options) if name else None)
         return stored
@@ -84,12 +114,19 @@ def teacher_for(
     return CachedTeacher(job.teacher_cache)
 
 
+def _refuse_other_format(job: RecoveryJob, stored: CachedTeacher) -> None:
+    asked = {"teacher_dtype": job.teacher_dtype, "teacher_quantization": job.teacher_quantization}
+    held = {"teacher_dtype": stored.index.dtype, "teacher_quantization": stored.index.quantization}
+    for name, value in asked.items():
+        if value not in (None, "auto", held[name]):
+            raise UserInputError(
+                f"the cache '{job.teacher_cache}' was written with {name} {held[name] or 'left out'}, not {value}: "
+                "leave it out, or name another folder."
+            )
+
+
 def _live(job: RecoveryJob, recipe: Recipe, plan: PruningPlan, processor: ProcessorMixin) -> LiveTeacher:
     name, options = _name(job, plan)
-    if name is None:
-        raise UserInputError(
-            "the pruning plan names no base model, as it was a local one: name the unpruned model with --teacher."
-        )
     config = load_config(name, **options)
     if recipe.weight("logits"):
         _require_same_tokens(load_processor(name, **options), processor)

@@ -49,7 +49,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         _one_of("divergence", self.divergence, get_args(Divergence))
-        _one_of("distance", self.distance, get_args(Distance))
+        _one_of("hidden_distance", self.distance, get_args(Distance))
         _one_of("logits_tokens", self.logits_tokens, ("answer", "text"))
         _one_of("hidden_tokens", self.hidden_tokens, TOKENS)
         if not 0 < self.temperature < float("inf"):

@@ -13,12 +13,13 @@ from transformers import PreTrainedModel, ProcessorMixin
 from ..calibration.processors import load_processor
 from ..calibration.rows import Rows, open_rows
 from ..checkpoint import check_output
+from ..errors import UserInputError
 from ..loading import load_config, load_model, public_name
 from ..planning import PruningPlan
 from ..version import __version__
 from .arguments import RecoveryArguments
 from .job import RecoveryJob
-from .origin import pruned_folder, teacher_for
+from .origin import cache_kept, check_teacher, pruned_folder, teacher_for
 from .recipe import Recipe
 from .record import RecoveryRecord, terms_at
 from .result import as_saved, save_recovered
@@ -66,14 +67,21 @@ def recover(job: RecoveryJob, args: RecoveryArguments) -> RecoveryRecord:
         UserInputError: the checkpoint is no pruned one, teacher or rows do not fit, or a folder cannot be written.
         VerificationError: the saved result is not the model in memory; the training's checkpoints are kept.
     """
+    with cache_kept(job.teacher_cache):
+        return _recover(job, args)
+
+
+def _recover(job: RecoveryJob, args: RecoveryArguments) -> RecoveryRecord:
     state = PartialState()
     sources = [job.model, job.teacher, job.dataset, job.eval_dataset, job.teacher_cache]
     output = check_output(job.output, job.overwrite, sources=sources)
+    _refuse_lost_cache(job)
     origin = pruned_folder(job.model, job.hub)
     plan = PruningPlan.load(origin)
+    check_teacher(job, args.recipe(), plan)
     rows, held_out = _rows(job)
-    student, processor, dtype = _load_student(job, args)
     drawn = few_rows(rows, args)
+    student, processor, dtype = _load_student(job, args)
     teacher = teacher_for(job, args.recipe(), plan, processor, drawn)
     run = _run(args, student, drawn, state.num_processes)
     trainer = RecoveryTrainer(student, teacher, args, rows, held_out, processor, plan)
@@ -91,6 +99,17 @@ def recover(job: RecoveryJob, args: RecoveryArguments) -> RecoveryRecord:
     if state.is_main_process:
         TrainingFolder(output).remove()
     return record
+
+
+def _refuse_lost_cache(job: RecoveryJob) -> None:
+    """The result takes the place of the output, and what the training has left beside it is removed."""
+    cache = job.teacher_cache and Path(job.teacher_cache).resolve()
+    for folder in (job.output, TrainingFolder(job.output).path):
+        if cache and cache.is_relative_to(folder.resolve()):
+            raise UserInputError(
+                f"the teacher cache '{job.teacher_cache}' would be lost with '{folder}', which this run replaces: "
+                "name another folder."
+            )
 
 
 def _rows(job: RecoveryJob) -> tuple[Rows, Rows | None]:

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from ..backbone import Backbone
 from ..checkpoint import CARD_NAME, Verification, atomic_folder, reference_of, trial_inputs, verify, write_checkpoint
 from ..checkpoint.recovered import read_card, read_report, update_report, updated_card
+from ..errors import UserInputError
 from ..importance import SCORES_NAME, Scores
 from ..planning import PruningPlan
 from .plots import PLOT_NAME, plot_losses
@@ -43,10 +44,16 @@ def save_recovered(
         adapter: folder of the adapter as peft saved it; None where it is not kept.
 
     Raises:
+        UserInputError: the training has ruined the model.
         VerificationError: the saved checkpoint is not the model in memory; nothing is left behind.
     """
     layers = Backbone.of(model).layers_prefix
     reference = reference_of(model, trial_inputs(model, processor), layers)
+    if not reference.logits.isfinite().all():
+        raise UserInputError(
+            "the trained model's logits are not numbers: delete the training's folder, and lower the learning rate or "
+            "train in bfloat16 or float32."
+        )
     scores = Scores.load(origin) if (origin / SCORES_NAME).is_file() else None
     with atomic_folder(output) as folder:
         write_checkpoint(folder, model, processor, plan, scores, "5GB")

@@ -4,12 +4,15 @@ import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import yaml
+from transformers.integrations import get_reporting_integration_callbacks
+from transformers.trainer_utils import IntervalStrategy
 
 from ..errors import UserInputError, first_line
 from .arguments import RecoveryArguments
+from .setting_types import of_its_type
 
 
 # Said by the command itself: where it writes, and when.
@@ -17,7 +20,11 @@ _OWN = {"output_dir", "resume_from_checkpoint", "push_to_hub", "do_train", "do_e
 
 
 def recovery_arguments(
-    output_dir: str | Path, config: str | Path | None, settings: Sequence[str], given: Mapping[str, Any]
+    output_dir: str | Path,
+    config: str | Path | None,
+    settings: Sequence[str],
+    given: Mapping[str, Any],
+    held_out: bool = False,
 ) -> RecoveryArguments:
     """The arguments of a recovery.
 
@@ -26,20 +33,39 @@ def recovery_arguments(
         config: YAML file with any key of RecoveryArguments.
         settings: KEY=VALUE, the values read as YAML.
         given: flags by key; None where one was not given.
+        held_out: whether there are held-out rows; the loss is evaluated on them after every pass, unless asked
+            otherwise.
 
     Raises:
-        UserInputError: the file cannot be read, a key is unknown, or a value is wrong.
+        UserInputError: the file cannot be read, a key is unknown, a value is wrong, or there are no rows to evaluate
+            on.
     """
     values = {**_from_file(config), **_from_settings(settings), **{k: v for k, v in given.items() if v is not None}}
-    _check_keys(values)
+    _check(values)
     # Nothing is reported to a tracker unless asked for.
-    values = {"report_to": "none", "save_total_limit": 2, **values}
+    values = {"report_to": "none", "save_total_limit": 2, "eval_strategy": "epoch" if held_out else "no", **values}
     try:
-        return RecoveryArguments(output_dir=str(output_dir), **values)
+        made = RecoveryArguments(output_dir=str(output_dir), **values)
+        get_reporting_integration_callbacks(made.report_to)
     except UserInputError:
         raise
-    except (ValueError, TypeError, ImportError) as error:
-        raise UserInputError(f"the training arguments do not fit together: {first_line(error)}") from error
+    except (ValueError, TypeError, ImportError, OSError) as error:
+        said = " ".join(str(error).split())
+        raise UserInputError(f"the training arguments do not fit together: {said}") from error
+    _require_rows_to_evaluate(made, held_out)
+    return made
+
+
+def _require_rows_to_evaluate(args: RecoveryArguments, held_out: bool) -> None:
+    evaluated = args.eval_strategy != IntervalStrategy.NO or args.eval_on_start
+    if evaluated and not held_out:
+        raise UserInputError(
+            "eval_strategy and eval_on_start ask for held-out rows, and there are none: leave them out."
+        )
+    if held_out and not evaluated:
+        raise UserInputError(
+            "the held-out rows are not looked at with eval_strategy 'no': leave that or the rows out."
+        )
 
 
 def _from_file(config: str | Path | None) -> dict[str, Any]:
@@ -73,22 +99,16 @@ def _value(setting: str, text: str) -> Any:
         raise UserInputError(f"the value of '{setting}' cannot be read: write it as YAML would have it.") from None
 
 
-def _check_keys(values: Mapping[str, Any]) -> None:
-    known = {field.name: field for field in fields(RecoveryArguments) if field.init and field.name not in _OWN}
-    for key, value in values.items():
+def _check(values: dict[str, Any]) -> None:
+    """Every key must be known; values are brought to their types."""
+    known = {field.name for field in fields(RecoveryArguments) if field.init and field.name not in _OWN}
+    # Not the types of the fields, which HfArgumentParser changes.
+    declared = get_type_hints(RecoveryArguments)
+    for key, value in list(values.items()):
         if key in _OWN:
             raise UserInputError(f"'{key}' is set by the command itself: leave it out.")
         if key not in known:
             near = difflib.get_close_matches(str(key), known, n=1)
             hint = f"did you mean '{near[0]}'?" if near else "see --help, or transformers' TrainingArguments."
             raise UserInputError(f"there is no training argument '{key}': {hint}")
-        # YAML reads 1e-4 as a text.
-        if isinstance(value, str) and "float" in str(known[key].type):
-            values[key] = _number(key, value)
-
-
-def _number(key: str, text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise UserInputError(f"'{key}' must be a number, got '{text}'.") from None
+        values[key] = of_its_type(key, value, declared[key])

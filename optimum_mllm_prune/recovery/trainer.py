@@ -13,11 +13,11 @@ from transformers.trainer import TRAINING_ARGS_NAME
 
 from ..backbone.text_config import text_value
 from ..calibration.batches import Modality
-from ..calibration.rows import Rows, open_rows
+from ..calibration.rows import Rows
 from ..errors import UserInputError
 from ..planning import PruningPlan
 from .arguments import RecoveryArguments
-from .batching import HomogeneousSampler, NumberedRows, RowCollator
+from .batching import HomogeneousSampler, NumberedRows, RowCollator, as_rows, numbered
 from .few_data import draw_few
 from .objective import BatchObjective
 from .recipe import TERMS, Recipe
@@ -77,11 +77,7 @@ class RecoveryTrainer(Trainer):
         self.recipe: Recipe = args.recipe()
         self.layer_map = _layer_map(model, plan) if self.recipe.weight("layers") else []
         self.teacher = self._ready_teacher(teacher, model)
-        if eval_dataset is not None and isinstance(self.teacher, CachedTeacher):
-            raise UserInputError(
-                "a cache holds what the teacher said of the rows to train on alone: leave the held-out rows out, or "
-                "keep the teacher in memory."
-            )
+        self._refuse_held_out(eval_dataset)
         self.student = Student(model, args, self._bridge_sizes(model))
         self.tap = Tap(model, self.student.layers, [own for own, _ in self.layer_map])
         self.tap.install()
@@ -91,7 +87,7 @@ class RecoveryTrainer(Trainer):
             args=args,
             data_collator=RowCollator(processing_class),
             train_dataset=None if rows is None else NumberedRows(rows),
-            eval_dataset=None if eval_dataset is None else NumberedRows(as_rows(eval_dataset)),
+            eval_dataset=numbered(eval_dataset),
             processing_class=processing_class,
             **others,
         )
@@ -163,6 +159,12 @@ class RecoveryTrainer(Trainer):
             )
         return loss
 
+    def evaluate(self, eval_dataset: Any = None, *others: Any, **named: Any) -> dict[str, float]:
+        """As Trainer's, of rows in any form the pruner reads, or of several by name."""
+        self._refuse_held_out(eval_dataset)
+        known = isinstance(self.eval_dataset, dict) and eval_dataset in list(self.eval_dataset)
+        return super().evaluate(eval_dataset if known else numbered(eval_dataset), *others, **named)
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """As Trainer's, with every term of the loss beside its sum."""
         if "loss" in logs:
@@ -228,7 +230,8 @@ class RecoveryTrainer(Trainer):
         flags = (train_dataset or self.train_dataset).with_images
         if len(set(flags)) == 1:
             return super()._get_train_sampler(train_dataset)
-        return HomogeneousSampler(flags, self.args.train_batch_size, self.args.draw_seed)
+        seed = None if self.args.train_sampling_strategy == "sequential" else self.args.draw_seed
+        return HomogeneousSampler(flags, self.args.train_batch_size, seed)
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Sampler | None:
         flags = eval_dataset.with_images
@@ -236,11 +239,22 @@ class RecoveryTrainer(Trainer):
             return super()._get_eval_sampler(eval_dataset)
         return HomogeneousSampler(flags, self.args.eval_batch_size, seed=None)
 
+    def _refuse_held_out(self, dataset: Any) -> None:
+        if dataset is not None and isinstance(self.teacher, CachedTeacher):
+            raise UserInputError(
+                "a cache holds what the teacher said of the rows to train on alone: leave the held-out rows out, or "
+                "keep the teacher in memory."
+            )
+
     def _ready_teacher(self, teacher: Any, model: PreTrainedModel) -> Teacher | None:
         if not self.recipe.needs_teacher:
             return None
         if teacher is None:
             raise UserInputError("this loss looks at the unpruned model: give a teacher, or use the loss 'sft'.")
+        if isinstance(teacher, str | Path) or teacher is model:
+            raise UserInputError(
+                "the teacher must be a model of its own: load the unpruned one and give it as teacher."
+            )
         if isinstance(teacher, PreTrainedModel):
             teacher = LiveTeacher(teacher, [original for _, original in self.layer_map])
         teacher.require(self.recipe, len(model.get_output_embeddings().weight))
@@ -263,15 +277,10 @@ class RecoveryTrainer(Trainer):
         return self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
 
 
-def as_rows(dataset: Any) -> Rows:
-    """Rows of anything the pruner reads."""
-    return dataset if isinstance(dataset, Rows) else open_rows(dataset)
-
-
 def few_rows(dataset: Any, args: RecoveryArguments) -> Rows:
     """The rows to train on, as `args` draw them."""
     rows = as_rows(dataset)
-    strata = rows.column(args.stratify_by) if args.stratify_by else None
+    strata = None if args.stratify_by is None else rows.column(args.stratify_by)
     chosen = draw_few(len(rows), args.fraction, args.max_samples, args.draw_seed, strata)
     return rows if len(chosen) == len(rows) else rows.take(chosen)
 

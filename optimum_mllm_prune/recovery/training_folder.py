@@ -25,7 +25,9 @@ class TrainingFolder:
     """
 
     def __init__(self, output: Path) -> None:
-        self.path = output.with_name(output.name + ".training")
+        # Of "." and ".." the folder that they stand for; of others as it was given, because it is shown.
+        named = output if output.name.strip(".") else output.resolve()
+        self.path = named.parent / f"{named.name}.training"
 
     @contextmanager
     def claimed(self, run: dict[str, Any]) -> Iterator[str | None]:

@@ -9,6 +9,8 @@ from ..configuration import PruningConfig
 from ..errors import UserInputError
 from ..importance import Scores
 from ..planning import PruningPlan, make_plan
+from ..planning.budget import LARGEST_STEP
+from ..planning.fitting import least_ratio
 
 
 # How fast heads go compared with MLP channels: as in the paper, half as fast, not at all.
@@ -34,13 +36,14 @@ def proposals(
     """Plans that meet the size that a config asks for, and for those that cannot be had the reason.
 
     All rest on the same scores: one calibration scores layers, heads and channels. Of plans that leave the same sizes
-    the first stays.
+    the first stays. Each has the least ratio that is enough for `meets`; without it, the size nearest to the config's,
+    or the next one where that falls short of it by more than two points.
 
     Args:
         backbone: of the original model.
         config: its size counts; method and shares do not.
         scores: of the model, with metrics for both methods.
-        meets: whether sizes, and the parameters that they leave, are small enough; None takes them as they are.
+        meets: whether sizes, and the parameters that they leave, are small enough; None asks for the config's size.
 
     Raises:
         UserInputError: no plan can be had.
@@ -49,18 +52,40 @@ def proposals(
     refused = []
     for name, wish in _wishes(config, scores):
         try:
-            plan = make_plan(backbone, wish, scores)
+            plan = _plan(backbone, wish, scores, meets)
         except UserInputError as error:
             refused.append(f"{name}: {error}")
-            continue
-        sizes = plan.sizes(backbone.without(scores.left_out))
-        if meets is not None and not meets(sizes, plan.parameters["after"]):
-            refused.append(f"{name}: its nearest size is larger than what was asked for")
-            continue
-        found.setdefault(str(sizes), Proposal(name, plan))
+        else:
+            found.setdefault(str(plan.sizes(backbone.without(scores.left_out))), Proposal(name, plan))
     if not found:
         raise UserInputError(f"no plan meets this size: {refused[0]}")
     return list(found.values()), refused
+
+
+def _plan(
+    backbone: Backbone, wish: PruningConfig, scores: Scores, meets: Callable[[Sizes, int], bool] | None
+) -> PruningPlan:
+    """Raises UserInputError where there is none of the size that is asked for."""
+    if meets is not None:
+        return _small_enough(backbone, wish, scores, meets)
+    plan = make_plan(backbone, wish, scores)
+    least = plan.ratio["requested"] - LARGEST_STEP
+    if plan.ratio["achieved"] >= least:
+        return plan
+    most = plan.parameters["before"] - least * plan.parameters["backbone_before"]
+    return _small_enough(backbone, wish, scores, lambda _, parameters: parameters <= most)
+
+
+def _small_enough(
+    backbone: Backbone, wish: PruningConfig, scores: Scores, meets: Callable[[Sizes, int], bool]
+) -> PruningPlan:
+    whole = backbone.without(scores.left_out)
+    ratio = least_ratio(whole, wish, meets)
+    plan = ratio and make_plan(backbone, _changed(wish, ratio=ratio, target_params=None), scores)
+    # Layers are not all alike, and which of them go is known only now.
+    if not plan or not meets(plan.sizes(whole), plan.parameters["after"]):
+        raise UserInputError("no size of it is as small as was asked for")
+    return plan
 
 
 def _wishes(config: PruningConfig, scores: Scores) -> Iterator[tuple[str, PruningConfig]]:

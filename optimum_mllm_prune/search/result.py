@@ -9,6 +9,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from ..evaluation.plots import error_bars
 from ..evaluation.statistics import Interval
 from ..planning import PruningPlan
 
@@ -92,9 +93,8 @@ class Search:
         figure = Figure(figsize=(8, 1.4 + 0.42 * len(self.tried)), layout="constrained")
         axes = figure.subplots()
         for place, one in enumerate(self.tried):
-            value, low, high = one.perplexity.value, one.perplexity.low, one.perplexity.high
-            bounds = [[0.0], [0.0]] if math.isnan(low) else [[value - low], [high - value]]
-            axes.errorbar(value, place, xerr=bounds, fmt="o", capsize=4, color=_OTHER if place else _BEST)
+            bars = error_bars([one.perplexity])
+            axes.errorbar(one.perplexity.value, place, xerr=bars, fmt="o", capsize=4, color=_OTHER if place else _BEST)
         axes.axvline(self.original.value, color="0.4", linestyle="--", label="original")
         axes.set_yticks(range(len(self.tried)), [f"{one.name} ({_removed(one)})" for one in self.tried])
         if self.tried[-1].perplexity.value > 20 * self.original.value:

@@ -1,5 +1,6 @@
 """The search itself: one calibration, every plan carried out for a look, scored on rows that it was not made from."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -18,14 +19,16 @@ from ..evaluation.predictions import PERPLEXITY, Predictions
 from ..evaluation.statistics import Interval, bootstrap_interval
 from ..loading import with_origin
 from ..pruner import MLLMPruner
+from ..repair import repair, rows_to_repair
 from ..surgery import pruned_model
-from .proposals import Proposal, proposals
+from .proposals import proposals
 from .result import Search, Tried
 
 
 BATCH_SIZE = 8
 # Enough for a ratio of medians, little beside the scoring of a real model.
 _NEW_TOKENS, _REPEATS = 16, 3
+_OTHER_FORMAT = "load the model with dtype bfloat16 or float32"
 
 
 def search(
@@ -35,6 +38,7 @@ def search(
     held_out: Sequence[Any],
     meets: Callable[[Sizes, int], bool] | None = None,
     measure_speed: bool = True,
+    repair_rows: Sequence[Any] | None = None,
 ) -> Search:
     """Try plans of layers, of width and of both at the size that `config` asks for. Touches no weight.
 
@@ -46,11 +50,13 @@ def search(
         config: size, importance and seed; of any method with a metric for width.
         rows: to calibrate on, once.
         held_out: other rows, to score on.
-        meets: whether sizes, and the parameters that they leave, are small enough; None takes them as they are.
+        meets: whether sizes, and the parameters that they leave, are small enough; None asks for the config's size.
         measure_speed: also time each plan against the original, at batch 1.
+        repair_rows: to refit each plan's maps on before it is scored, where `config` asks for a repair; None for none.
 
     Raises:
-        UserInputError: there is no processor, no row, or no plan that meets the size.
+        UserInputError: there is no processor, no row, no plan that meets the size, or answers cannot be scored in the
+            model's number format.
     """
     if pruner.processor is None:
         raise UserInputError("a search reads rows: give MLLMPruner a processor.")
@@ -61,40 +67,43 @@ def search(
     config = with_origin(config, pruner.base_model, pruner.base_model_revision, rows)
     found, refused = proposals(backbone, config, scores, meets)
     original = _perplexity(pruner.model, pruner, held_out, config.seed)
+    if not math.isfinite(original.value):
+        raise UserInputError(f"the perplexity of the model itself is not finite: {_OTHER_FORMAT}.")
     tried = []
     for proposal in tqdm(found, desc="Trying plans", unit="plan"):
         model = pruned_model(pruner.model, backbone.without(scores.left_out), proposal.plan, keep_original=True)
-        tried.append(_tried(proposal, model, pruner, held_out, config.seed, measure_speed))
+        mending = rows_to_repair(proposal.plan, pruner.processor, repair_rows)
+        if mending is not None:
+            repair(pruner.model, model, backbone, proposal.plan, pruner.processor, mending)
+        perplexity = _perplexity(model, pruner, held_out, config.seed)
+        if math.isfinite(perplexity.value):
+            speeds = _speedups(model, pruner) if measure_speed else (None, None)
+            tried.append(Tried(proposal.name, proposal.plan, perplexity, *speeds))
+        else:
+            refused.append(f"{proposal.name}: its perplexity is not finite")
         del model
         clear_device_cache(garbage_collection=True)
+    if not tried:
+        raise UserInputError(f"the perplexity of no plan is finite: ask for less, or {_OTHER_FORMAT}.")
     ranked = sorted(tried, key=lambda one: one.perplexity.value)
     return Search([_noted(ranked[0], tried, len(held_out)), *ranked[1:]], original, len(held_out), refused)
 
 
-def _tried(
-    proposal: Proposal,
-    model: PreTrainedModel,
-    pruner: MLLMPruner,
-    held_out: Sequence[Any],
-    seed: int,
-    measure_speed: bool,
-) -> Tried:
-    perplexity = _perplexity(model, pruner, held_out, seed)
-    speedup = None
-    if measure_speed:
-        both = {"original": Loaded(pruner.model, pruner.processor), "pruned": Loaded(model, pruner.processor)}
-        speedup = measure_efficiency(both, (1,), _NEW_TOKENS, _REPEATS)["pruned"].speedup[1]
-    return Tried(
-        proposal.name,
-        proposal.plan,
-        perplexity,
-        None if speedup is None else speedup.prefill.measured,
-        None if speedup is None else speedup.decode.measured,
-    )
+def _speedups(model: PreTrainedModel, pruner: MLLMPruner) -> tuple[float | None, float | None]:
+    """Of prefill and decoding over the original; None where they cannot be timed, as by a window of few positions."""
+    both = {"original": Loaded(pruner.model, pruner.processor), "pruned": Loaded(model, pruner.processor)}
+    try:
+        found = measure_efficiency(both, (1,), _NEW_TOKENS, _REPEATS)["pruned"].speedup[1]
+    except UserInputError:
+        return None, None
+    return (None, None) if found is None else (found.prefill.measured, found.decode.measured)
 
 
 def _perplexity(model: PreTrainedModel, pruner: MLLMPruner, rows: Sequence[Any], seed: int) -> Interval:
+    """NaN where a loss is not finite."""
     said = Predictions(likelihoods=answer_likelihoods(model, pruner.processor, rows, BATCH_SIZE))
+    if not all(math.isfinite(row.nats) for row in said.likelihoods):
+        return Interval(math.nan, math.nan, math.nan, 0.95)
     metric = METRICS[PERPLEXITY]()
     return bootstrap_interval(metric.contributions(*said.inputs_of(PERPLEXITY, [], None)), metric.value, seed=seed)
 

@@ -205,7 +205,7 @@ class TestNames:
              "folder."),
             (("--dataset", "./rows.jsonl"),
              "Dataset './rows.jsonl' does not exist; give a file, a folder or a Hub dataset id."),
-            ((*BY_WEIGHTS, "--dataset", "no-such/rows"),
+            ((*BY_WEIGHTS, "--dataset", "no-such/rows", "--repair", "none"),
              "importance 'magnitude_l2' looks at weights alone: leave --dataset out."),
             ((*BY_WEIGHTS, "--num-samples", "3"),
              "importance 'magnitude_l2' looks at weights alone: leave --num-samples out."),

@@ -15,7 +15,8 @@ from checkpoint import tiny_llava
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from optimum_mllm_prune.commands.prune_run import DEFAULT_DATASET, _output
+from optimum_mllm_prune.commands.prune_rows import DEFAULT_DATASET
+from optimum_mllm_prune.commands.prune_run import _output
 
 
 PROGRAM = Path(sysconfig.get_path("scripts")) / "optimum-cli"
@@ -322,8 +323,19 @@ class TestReplay:
         assert carried["ratio"]["achieved"] < dry["ratio"]["achieved"]
 
     def test_scores_stand_for_a_calibration(self, refused, llava, rows, dry):
-        line = refused("--model", llava, "out", "--scores", "dry", "--dataset", rows)
-        assert line == "--scores stands for an earlier calibration: leave --dataset out."
+        line = refused("--model", llava, "out", "--scores", "dry", "--num-samples", "3")
+        assert line == "--scores stands for an earlier calibration: leave --num-samples out."
+
+    def test_without_a_repair_no_row_is_read(self, refused, llava, rows, dry):
+        line = refused("--model", llava, "out", "--scores", "dry", "--repair", "none", "--dataset", rows)
+        assert line == "nothing is scored and nothing repaired, so no row is read: leave --dataset out."
+
+    @pytest.mark.parametrize("earlier", ["--scores", "--plan"])
+    def test_rows_repair_what_an_earlier_plan_cuts(self, command, llava, rows, cwd, dry, earlier):
+        more = ("--importance", "taylor_group") if earlier == "--scores" else ()
+        done = command("--model", llava, "out", earlier, "dry", "--dataset", rows, *more)
+        assert done.code == 0, done.err
+        assert "linear maps refitted on 12 rows" in done.out
 
     def test_scores_give_another_ratio(self, command, llava, rows, dry, cwd):
         words = ["--importance", "taylor_group", "--ratio", "0.5"]
@@ -424,9 +436,9 @@ class TestOutput:
 def test_model_alone_takes_the_default_set(command, llava, cwd, monkeypatch):
     def fetch(name, split, count, seed):
         assert (name, split, seed) == (DEFAULT_DATASET, None, 42)
-        return [tiny_llava.rows()[i] for i in range(count)]
+        return [tiny_llava.rows()[i] for i in range(min(count, 12))]
 
-    monkeypatch.setattr("optimum_mllm_prune.commands.prune_run.load_rows", fetch)
+    monkeypatch.setattr("optimum_mllm_prune.commands.prune_rows.load_rows", fetch)
     done = command("--model", llava)
     assert done.code == 0, done.err
     report = report_of(cwd / "tiny-llava-pruned")

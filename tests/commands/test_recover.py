@@ -24,6 +24,7 @@ from optimum_mllm_prune import MLLMPruner, PruningConfig, RecoveryTrainer
 from optimum_mllm_prune.checkpoint import Verification, VerificationError
 from optimum_mllm_prune.commands.recover import EXAMPLES, MLLMRecoverCommand
 from optimum_mllm_prune.commands.recover_flags import TRAINING
+from optimum_mllm_prune.recovery import recover as recovering
 from optimum_mllm_prune.recovery import result
 
 
@@ -215,6 +216,16 @@ class TestWays:
         assert wrong.lines[-1].endswith(
             "the cache 'cache' holds 8 logits a token, not 9: leave top_k out, or name another folder."
         )
+        wrong = command(*words, "three", "--teacher", "bare", "--teacher-dtype", "float16")
+        assert wrong.lines[-1].endswith(
+            "the cache 'cache' was written with teacher_dtype float32, not float16: leave it out, or name "
+            "another folder."
+        )
+        wrong = command(*words, "three", "--teacher", "bare", "--teacher-quantization", "8bit")
+        assert wrong.lines[-1].endswith(
+            "the cache 'cache' was written with teacher_quantization left out, not 8bit: leave it out, or name "
+            "another folder."
+        )
         wrong = command(*words, "three", "--teacher", "bare", "--eval-dataset", tiny_llava.save_rows(cwd / "others"))
         assert wrong.lines[-1].endswith(
             "a cache holds what the teacher said of the rows to train on alone: leave the held-out rows out, or keep "
@@ -225,6 +236,19 @@ class TestWays:
         words = ("--model", pruned, "out", "--teacher", llava, "--teacher-quantization", "8bit", "--dataset", rows)
         assert command(*words, *QUICK).code == 0
         assert report_of(cwd / "out")["recovery"]["teacher"] == llava.name
+
+    def test_a_cache_of_a_teacher_in_eight_bits(self, command, pruned, llava, rows, cwd, unverified):
+        words = ("--model", pruned, "--teacher", llava, "--dataset", rows, "--teacher-cache", "cache", *QUICK)
+        for output in ("one", "two"):
+            done = command(*words, output, "--teacher-quantization", "8bit")
+            assert done.code == 0, done.err
+        assert json.loads((cwd / "cache" / "index.json").read_text())["quantization"] == "8bit"
+
+    def test_held_out_rows_are_evaluated_without_further_flags(self, command, pruned, rows, cwd, unverified):
+        words = ("--eval-dataset", tiny_llava.save_rows(cwd / "others"), "--loss", "sft")
+        done = command("--model", pruned, "out", "--dataset", rows, *words, *QUICK)
+        assert done.code == 0, done.err
+        assert done.out.count("'eval_loss'") == 1
 
     def test_held_out_rows(self, command, pruned, rows, cwd, unverified):
         tiny_llava.save_rows(cwd / "others")
@@ -324,6 +348,14 @@ class TestBrokenOff:
         assert (done.code, done.lines[-1]) == (130, f"{PROGRAM}: error: interrupted; nothing was kept")
         assert list(cwd.iterdir()) == []
 
+    def test_a_cache_that_is_kept_is_told(self, command, pruned, llava, rows, cwd, monkeypatch):
+        monkeypatch.setattr(RecoveryTrainer, "train", _raising(KeyboardInterrupt()))
+        words = ("--model", pruned, "out", "--teacher", llava, "--dataset", rows, "--teacher-cache", "cache", *QUICK)
+        done = command(*words)
+        kept = "the teacher cache 'cache' is kept: the same command goes on from there"
+        assert (done.code, done.lines[-1]) == (130, f"{PROGRAM}: error: interrupted; {kept}")
+        assert [path.name for path in cwd.iterdir()] == ["cache"]
+
     def test_out_of_memory(self, refused, pruned, rows, monkeypatch):
         monkeypatch.setattr(RecoveryTrainer, "train", _raising(MemoryError()))
         assert refused("--model", pruned, "out", "--dataset", rows, "--loss", "sft", *QUICK) == (
@@ -400,10 +432,35 @@ class TestBadInput:
             (["--top-k", "5"], "--top-k is only used with --teacher-cache: add it, or leave --top-k out."),
             (["--top-k", "0", "--teacher-cache", "c"], "--top-k must be at least 1, got 0."),
             (["--keep-adapter", "--train", "full"],
-             "--keep-adapter has no effect with --train full: leave it out."),
+             "--keep-adapter has no effect without --train lora: leave it out."),
+            (["--keep-adapter", "--set", "train=full"],
+             "--keep-adapter has no effect without --train lora: leave it out."),
+            (["--lora-r", "4", "--train", "projector"],
+             "--lora-r has no effect without --train lora: leave it out."),
+            (["--lora-dropout", "0", "--train", "full"],
+             "--lora-dropout has no effect without --train lora: leave it out."),
+            (["--temperature", "3"], "--temperature has no effect without the loss term 'logits': leave it out."),
+            (["--top-k", "5", "--teacher-cache", "c"],
+             "--top-k has no effect without the loss term 'logits': leave it out."),
+            (["--jsd-beta", "0.3", "--loss", "kd"],
+             "--jsd-beta has no effect without --divergence jsd: leave it out."),
+            (["--hidden-tokens", "all", "--loss", "kd"],
+             "--hidden-tokens has no effect without the loss term 'hidden' or 'layers': leave it out."),
+            (["--stratify-by", "kind"],
+             "--stratify-by has no effect without --fraction or --max-samples: leave it out."),
+            (["--num-train-epochs", "2", "--max-steps", "3"],
+             "--num-train-epochs has no effect beside --max-steps: leave it out."),
+            (["--teacher-cache", "no/../NAME-recovered/c"],
+             "the teacher cache 'no/../NAME-recovered/c' would be lost with 'NAME-recovered', which this run "
+             "replaces: name another folder."),
+            (["--teacher-cache", "NAME-recovered.training"],
+             "the teacher cache 'NAME-recovered.training' would be lost with 'NAME-recovered.training', which this "
+             "run replaces: name another folder."),
+            (["--teacher-cache", "c", "--loss", "layers=1"],
+             "a cache holds no intermediate layers: leave out the loss term 'layers', or the cache."),
             (["--fraction", "0"], "fraction must lie in (0, 1] (0.05 takes 5 % of the rows), got 0.0."),
             (["--max-samples", "0"], "max_samples must be at least 1, got 0."),
-            (["--stratify-by", "colour", "--loss", "sft"],
+            (["--stratify-by", "colour", "--loss", "sft", "--fraction", "0.5"],
              "The dataset has no column 'colour' in every row; name one that it has."),
             (["--teacher-cache", "c", "--loss", "sft"],
              "this loss looks at no teacher: leave out all that is said of one."),
@@ -414,7 +471,32 @@ class TestBadInput:
         ],
     )  # fmt: skip
     def test_flags(self, refused, pruned, rows, words, line):
-        assert refused("--model", pruned, "--dataset", rows, *words) == line
+        own, line = (each.replace("NAME", pruned.name) for each in (" ".join(words), line))
+        assert refused("--model", pruned, "--dataset", rows, *own.split()) == line
+
+    @pytest.mark.parametrize("words", [[], ["--eval-split", "train"], ["--dataset-split", "train"]])
+    def test_the_held_out_rows_are_those_trained_on(self, refused, pruned, rows, words):
+        line = refused("--model", pruned, "--dataset", rows, "--eval-dataset", rows, *words)
+        assert line == "--eval-dataset is what is trained on: name other rows, or another --eval-split."
+
+    def test_the_output_is_the_folder_one_is_in(self, refused, pruned, rows):
+        line = refused("--model", pruned, ".", "--dataset", rows, "--loss", "sft")
+        assert line == "'.' holds the folder you are in, which cannot be replaced: name another folder."
+
+    def test_nothing_is_loaded_for_a_teacher_without_a_name(self, refused, pruned, rows, monkeypatch):
+        monkeypatch.setattr(recovering, "_load_student", _raising(AssertionError("loaded")))
+        line = refused("--model", pruned, "--dataset", rows)
+        assert line.startswith("the pruning plan names no base model, as it was a local one: ")
+
+    def test_the_weights_have_grown_too_large(self, command, pruned, rows, cwd, unverified):
+        words = ("--loss", "sft", "--learning-rate", "1e30", "--set", "warmup_steps=0", "--train", "full")
+        done = command("--model", pruned, "out", "--dataset", rows, *words, *QUICK[2:], "--max-steps", "1")
+        assert (done.code, done.lines[-1]) == (
+            2,
+            f"{PROGRAM}: error: the trained model's logits are not numbers: delete the training's folder, and lower "
+            "the learning rate or train in bfloat16 or float32.",
+        )
+        assert not (cwd / "out").exists()
 
     def test_the_loss_is_no_number(self, command, pruned, rows, cwd):
         words = ("--loss", "sft", "--learning-rate", "1e30", "--set", "max_grad_norm=0", "--max-steps", "9")

@@ -97,8 +97,26 @@ def test_accepted_answers():
     assert accepted_answers([plain, plain]) == [["3"], ["3"]]
     several = [{**plain, "answers": ["3", "three"]}, {**plain, "answers": [{"answer": "3"}, {"answer": "iii"}]}]
     assert accepted_answers(several) == [["3", "three"], ["3", "iii"]]
-    # Where a row has none, each row's own answer is taken.
-    assert accepted_answers([several[0], {**plain, "answers": []}]) == [["3"], ["3"]]
+    # A row that has none has its own answer, the others keep theirs.
+    assert accepted_answers([several[0], {**plain, "answers": []}, plain]) == [["3", "three"], ["3"], ["3"]]
+
+
+def test_a_text_is_one_accepted_answer():
+    plain = {"image": Image.new("RGB", (32, 32)), "question": "How many?", "answer": "3"}
+    assert accepted_answers([{**plain, "answers": "three"}, {**plain, "answers": 0}]) == [["three"], ["0"]]
+    assert accepted_answers([{**plain, "answers": ""}, {**plain, "answers": None}]) == [["3"], ["3"]]
+
+
+@pytest.mark.parametrize(
+    "answers", [{"text": ["3"], "answer_start": [0]}, {"answer": ["3"]}, [{"answer_id": 1}], [None], [["3"]]]
+)
+def test_accepted_answers_of_another_form_are_refused(answers):
+    plain = {"image": Image.new("RGB", (32, 32)), "question": "How many?", "answer": "3"}
+    with pytest.raises(UserInputError) as error:
+        accepted_answers([plain, {**plain, "answers": answers}])
+    assert str(error.value) == (
+        "The answers of row 1 cannot be read: write them as a list of texts, or of mappings with an 'answer' each."
+    )
 
 
 def test_a_row_that_ends_with_a_question_is_refused(model, processor):

@@ -40,6 +40,9 @@ def test_perplexity():
     assert score.value.value == pytest.approx(math.exp(10 / 8))
     assert score.baseline.value == pytest.approx(math.exp(4 / 8))
     assert not score.higher_is_better
+    # More of it is worse: nothing is retained.
+    assert score.retained is None
+    assert score.test.difference > 0
 
 
 def test_agreement_has_no_baseline_of_its_own():
@@ -63,3 +66,10 @@ def test_the_seed_decides_the_interval():
     many = said(["7"] * 40, [0.1 * i for i in range(1, 41)])
     again = [scored("answer_perplexity", many, [["7"]] * 40, seed=seed).value for seed in (1, 1, 2)]
     assert again[0] == again[1] != again[2]
+
+
+def test_values_of_one_name_are_one_category():
+    score = scored("exact_match", OURS, RIGHT, THEIRS, [1, "1", "2", 2])
+    assert {name: group.rows for name, group in score.groups.items()} == {"1": 2, "2": 2}
+    nothing = scored("exact_match", OURS, RIGHT, THEIRS, [math.nan] * 4)
+    assert nothing.groups["nan"].rows == 4

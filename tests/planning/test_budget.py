@@ -300,6 +300,22 @@ def test_mixed_of_llava_7b_is_within_a_point(ratio, layer_share):
 
 def test_mixed_with_less_than_half_a_layer():
     assert refused(llava_7b(), ratio=0.02, method="mixed", layer_share=0.2) == (
-        "ratio 0.0040 removes nothing: one layer is 0.0300 of the language backbone, ask for more or use method "
-        "'width'."
+        "for layer_share 0.2: ratio 0.0040 removes nothing: one layer is 0.0300 of the language backbone, ask for "
+        "more or use method 'width'."
+    )
+
+
+@pytest.mark.parametrize(("ratio", "layer_share", "layers"), [(0.05, 0.95, 1), (0.14, 0.99, 4), (0.2, 0.99, 6)])
+def test_layers_leave_something_for_width(ratio, layer_share, layers):
+    """Also where the nearest number of layers would take more than all that is to go."""
+    made = account(llava_7b(), PruningConfig(ratio=ratio, method="mixed", layer_share=layer_share))
+    assert len(made.sizes.kept_layers) == 32 - layers
+    assert made.sizes.channels < 11008
+    assert abs(made.ratio["achieved"] - ratio) < ONE_POINT
+
+
+def test_mixed_with_nothing_left_for_width():
+    assert refused(llava_7b(), ratio=0.0905, method="mixed", layer_share=0.99) == (
+        "by width, after 3 whole layers: ratio 0.0004 removes nothing: less than half a step of this architecture, "
+        "ask for more."
     )

@@ -359,3 +359,10 @@ def test_an_importance_of_another_method(importance):
     assert str(error.value) == (
         f"the plan's importance '{importance}' does not go with its method 'width': write it again."
     )
+
+
+def test_a_method_that_is_none():
+    data = asdict(width_plan()) | {"method": "depth"}
+    with pytest.raises(UserInputError) as error:
+        PruningPlan.from_dict(data)
+    assert str(error.value) == "the plan's method 'depth' is none of layer, width, mixed: write it again."

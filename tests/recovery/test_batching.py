@@ -1,5 +1,7 @@
 """The sampler that keeps rows with and without images apart, and the collator."""
 
+import logging
+
 import pytest
 import torch
 from calibration.processors import llava
@@ -78,6 +80,17 @@ def test_kinds_are_mixed_among_each_other():
     flags = [True] * 40 + [False] * 40
     kinds = [flags[row] for row in HomogeneousSampler(flags, 2, 0)][::2]
     assert kinds != sorted(kinds) and kinds != sorted(kinds, reverse=True)
+
+
+def test_rows_that_fill_no_batch_are_told(caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("optimum"), "propagate", True)
+    HomogeneousSampler([True] * 4 + [False] * 4, 4, 0)
+    assert not caplog.records
+    HomogeneousSampler([True] * 5 + [False] * 3, 4, 0)
+    assert {record.message for record in caplog.records} == {
+        "4 of 8 rows are left out of each pass: batches of 4 do not mix rows with and without images, and these fill "
+        "none."
+    }
 
 
 def test_too_few_rows_for_a_batch():

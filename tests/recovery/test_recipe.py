@@ -62,7 +62,7 @@ def test_a_loss_that_is_none(loss):
 
 OUT_OF_RANGE = {
     ("divergence", "kl"): "unknown divergence 'kl': use one of forward_kl, reverse_kl, jsd",
-    ("distance", "l1"): "unknown distance 'l1': use one of mse, cosine",
+    ("distance", "l1"): "unknown hidden_distance 'l1': use one of mse, cosine",
     ("logits_tokens", "all"): "unknown logits_tokens 'all': use one of answer, text",
     ("hidden_tokens", "images"): "unknown hidden_tokens 'images': use one of answer, text, all",
     ("temperature", 0.0): "temperature must be a number above 0, got 0.0",

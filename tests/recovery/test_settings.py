@@ -8,12 +8,12 @@ from optimum_mllm_prune.recovery.settings import recovery_arguments
 
 @pytest.fixture
 def made(tmp_path):
-    def make(config=None, settings=(), **given):
+    def make(config=None, settings=(), held_out=False, **given):
         file = None
         if config is not None:
             file = tmp_path / "recovery.yaml"
             file.write_text(config, encoding="utf-8")
-        return recovery_arguments(tmp_path / "out", file, settings, {"use_cpu": True, **given})
+        return recovery_arguments(tmp_path / "out", file, settings, {"use_cpu": True, **given}, held_out)
 
     return make
 
@@ -46,6 +46,53 @@ def test_any_argument_of_trainer_can_be_given(made):
     args = made("optim: adafactor\nadam_beta2: 0.98\n", ["max_grad_norm=0.5", "lr_scheduler_kwargs={num_cycles: 0.4}"])
     assert (args.optim, args.adam_beta2, args.max_grad_norm) == ("adafactor", 0.98, 0.5)
     assert args.lr_scheduler_kwargs == {"num_cycles": 0.4}
+
+
+def test_yaml_reads_no_as_false_and_large_numbers_as_texts(made):
+    args = made("save_strategy: no\n", ["eval_strategy=off", "max_steps=1e3", "report_to=[]", "tf32=null", "loss=sft"])
+    assert (args.save_strategy, args.eval_strategy, args.max_steps) == ("no", "no", 1000)
+
+
+def test_held_out_rows_are_looked_at_after_every_pass_unless_asked_otherwise(made):
+    assert made().eval_strategy == "no"
+    assert made(held_out=True).eval_strategy == "epoch"
+    assert made(held_out=True, settings=["eval_strategy=steps"]).eval_strategy == "steps"
+
+
+@pytest.mark.parametrize("setting", ["eval_strategy=steps", "eval_on_start=true"])
+def test_nothing_is_evaluated_without_rows(made, setting):
+    assert refusal(made, settings=[setting]) == (
+        "eval_strategy and eval_on_start ask for held-out rows, and there are none: leave them out."
+    )
+
+
+def test_held_out_rows_that_are_not_looked_at(made):
+    assert refusal(made, settings=["eval_strategy=no"], held_out=True) == (
+        "the held-out rows are not looked at with eval_strategy 'no': leave that or the rows out."
+    )
+
+
+@pytest.mark.parametrize(
+    ("setting", "line"),
+    [
+        ("bf16=maybe", "'bf16' must be true or false, got 'maybe'."),
+        ("activation_checkpointing=x", "'activation_checkpointing' must be true or false, got 'x'."),
+        ("seed=x", "'seed' must be a whole number, got 'x'."),
+        ("lora_r=2.5", "'lora_r' must be a whole number, got '2.5'."),
+        ("max_samples=true", "'max_samples' must be a whole number, got 'True'."),
+        ("learning_rate=[1]", "'learning_rate' must be a number, got '[1]'."),
+        ("learning_rate=null", "'learning_rate' must be a number, got 'None'."),
+        ("report_to=nope", "the training arguments do not fit together: nope is not supported, only "),
+        ("accelerator_config=none.json", "the training arguments do not fit together: [Errno 2] "),
+        ("load_best_model_at_end=true",
+         "the training arguments do not fit together: --load_best_model_at_end requires the save and eval strategy to "
+         'match, except when --save_strategy="best", but found - Evaluation strategy: '),
+    ],
+)  # fmt: skip
+def test_a_value_of_another_kind(made, setting, line):
+    said = refusal(made, settings=[setting])
+    assert said.startswith(line)
+    assert "\n" not in said
 
 
 @pytest.mark.parametrize(

@@ -331,3 +331,39 @@ def test_a_missing_processor_is_told(tmp_path):
 
 def test_terms_have_the_order_of_their_names():
     assert TERMS == ("sft", "logits", "hidden", "layers")
+
+
+class TestEvaluating:
+    def test_several_sets_by_name(self, tmp_path):
+        own = {"few": tiny.raw_rows(2), "more": tiny.rows(4)}
+        found = tiny.trainer(tmp_path, eval_dataset=own, loss="sft+kd").evaluate()
+        assert {"eval_few_loss", "eval_more_loss"} <= found.keys()
+
+    def test_rows_given_when_it_is_asked(self, tmp_path):
+        trainer = tiny.trainer(tmp_path, eval_dataset=tiny.rows(4), loss="sft+hidden")
+        assert trainer.evaluate(tiny.raw_rows(4))["eval_loss"] == pytest.approx(trainer.evaluate()["eval_loss"])
+
+
+def test_mixed_rows_in_their_own_order(tmp_path):
+    rows = tiny.mixed_rows(8)
+    trainer = tiny.trainer(tmp_path, train_dataset=rows, loss="sft", train_sampling_strategy="sequential")
+    order = [number for batch in trainer.get_train_dataloader() for number in batch["row_number"].tolist()]
+    assert order == [0, 2, 4, 6, 1, 3, 5, 7]
+
+
+class TestUnfitTeachers:
+    def refusal(self, folder, **given):
+        with pytest.raises(UserInputError) as caught:
+            tiny.trainer(folder, **given)
+        return str(caught.value)
+
+    def test_a_name_or_the_student_itself(self, tmp_path):
+        line = "the teacher must be a model of its own: load the unpruned one and give it as teacher."
+        student = tiny.student()
+        assert self.refusal(tmp_path, teacher="original") == line
+        assert self.refusal(tmp_path, model=student, teacher=student) == line
+
+    def test_one_of_fewer_layers(self, tmp_path):
+        assert self.refusal(tmp_path, teacher=tiny.student(), loss="layers=1", plan=tiny.plan()) == (
+            "the teacher has 6 layers and the plan tells of layer 7: give the model that the student was pruned from."
+        )

@@ -1,5 +1,7 @@
 """The folder of a broken-off training: found again by the same run, refused to another."""
 
+from pathlib import Path
+
 import pytest
 
 from optimum_mllm_prune import UserInputError
@@ -22,6 +24,12 @@ def test_a_new_run_starts_anew(tmp_path):
         assert last is None
         assert folder.path.is_dir()
     assert folder.path.is_dir()
+
+
+def test_it_lies_beside_the_folder_that_a_dot_stands_for(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert TrainingFolder(Path(".")).path == tmp_path.parent / f"{tmp_path.name}.training"
+    assert TrainingFolder(Path("out")).path == Path("out.training")
 
 
 def test_the_same_run_goes_on_at_its_last_whole_checkpoint(tmp_path):

@@ -3,6 +3,8 @@
 import copy
 import json
 import math
+from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -11,14 +13,16 @@ import torch
 
 from optimum_mllm_prune import MLLMPruner, PruningConfig, UserInputError
 from optimum_mllm_prune.evaluation import exact_match, generate_answers, reference_answers
-from optimum_mllm_prune.evaluation.likelihood import answer_likelihoods
+from optimum_mllm_prune.evaluation.likelihood import Likelihood, answer_likelihoods
 from optimum_mllm_prune.evaluation.statistics import Interval
+from optimum_mllm_prune.planning import make_plan
 from optimum_mllm_prune.search import search
 from optimum_mllm_prune.search.proposals import proposals
 from optimum_mllm_prune.search.result import Search, Tried
 from optimum_mllm_prune.surgery import pruned_model
 
 
+search_module = import_module("optimum_mllm_prune.search.search")
 DIGITS = Path(__file__).parents[2] / "examples" / "digit_scenes" / "llava"
 
 
@@ -97,7 +101,30 @@ def test_plans_that_are_too_large_are_left_out(found, pruner):
         pruner.backbone(), PruningConfig(ratio=0.3), pruner.scores, lambda _, parameters: parameters <= limit
     )
     assert all(proposal.plan.parameters["after"] <= limit for proposal in kept)
-    assert refused and all(line.endswith("its nearest size is larger than what was asked for") for line in refused)
+    # What is larger at that ratio is tried at a larger one.
+    assert {proposal.plan.method for proposal in kept} == {"layer", "width", "mixed"}
+    assert len({proposal.plan.config["ratio"] for proposal in kept}) > 1
+    assert not refused
+
+
+def test_every_plan_is_made_again_from_its_own_config(found, pruner):
+    for one in found.tried:
+        again = make_plan(pruner.backbone(), PruningConfig.from_dict(one.plan.config), pruner.scores)
+        assert replace(again, notes=[]) == replace(one.plan, notes=[])
+
+
+def test_a_size_out_of_reach_is_told(pruner):
+    with pytest.raises(UserInputError) as error:
+        proposals(pruner.backbone(), PruningConfig(ratio=0.3), pruner.scores, lambda *_: False)
+    assert str(error.value) == "no plan meets this size: layers: no size of it is as small as was asked for"
+
+
+@pytest.mark.parametrize("size", [{"ratio": 0.53}, {"target_params": 1_518_085}])
+def test_no_plan_has_the_advantage_of_removing_too_little(pruner, size):
+    """One layer is 11.9 %: four of them are nearest to 53 %, and too few."""
+    kept, _ = proposals(pruner.backbone(), PruningConfig(**size), pruner.scores)
+    assert kept[0].name == "layers" and len(kept[0].plan.kept_layers) == 3
+    assert all(proposal.plan.ratio["achieved"] > 0.51 for proposal in kept)
 
 
 def test_what_cannot_be_had_is_told(pruner):
@@ -144,3 +171,37 @@ def test_bounds_that_are_not_known(found, tmp_path):
     made.save(tmp_path)
     assert json.loads((tmp_path / "pruning_search.json").read_text())["tried"][0]["perplexity"]["low"] is None
     assert made.table()[2][3:] == ("2.000", "-", "-")
+
+
+def test_what_overflows_is_left_out(pruner, rows, monkeypatch):
+    held_out = [rows["train"][i] for i in range(4)]
+    config = PruningConfig(ratio=0.5, importance="magnitude_l2")
+    measured = search_module.answer_likelihoods
+
+    def broken(which):
+        def score(model, *rest):
+            if which(model):
+                return [Likelihood(math.nan, 1)] * len(held_out)
+            return measured(model, *rest)
+
+        monkeypatch.setattr(search_module, "answer_likelihoods", score)
+
+    broken(lambda model: model.config.text_config.num_hidden_layers == 3)
+    made = search(pruner, config, [], held_out, measure_speed=False)
+    assert "layers: its perplexity is not finite" in made.refused
+    assert made.tried and all(one.plan.method != "layer" for one in made.tried)
+    broken(lambda model: model is not pruner.model)
+    assert refused(pruner, config, [], held_out, None, False) == (
+        "the perplexity of no plan is finite: ask for less, or load the model with dtype bfloat16 or float32."
+    )
+    broken(lambda model: model is pruner.model)
+    assert refused(pruner, config, [], held_out, None, False) == (
+        "the perplexity of the model itself is not finite: load the model with dtype bfloat16 or float32."
+    )
+
+
+def test_a_window_too_short_for_the_timed_prompt(pruner, rows, monkeypatch):
+    monkeypatch.setattr(pruner.model.config.text_config, "max_position_embeddings", 70)
+    train = [rows["train"][i] for i in range(4)]
+    made = search(pruner, PruningConfig(ratio=0.5, importance="magnitude_l2"), [], train)
+    assert all((one.prefill_speedup, one.decode_speedup) == (None, None) for one in made.tried)

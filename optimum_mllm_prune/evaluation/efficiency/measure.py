@@ -38,6 +38,9 @@ class Loaded(NamedTuple):
     processor: ProcessorMixin | None = None
 
 
+_LEAST = {"batch_sizes": 1, "new_tokens": 2, "repeats": 1, "text_tokens": 1}
+
+
 class Settings(NamedTuple):
     """How to measure; see `measure_efficiency`."""
 
@@ -105,15 +108,20 @@ def measure_efficiency(
     }
 
 
+def check_numbers(**settings: int | tuple[int, ...]) -> None:
+    """Raise UserInputError where one of `Settings` is too small, or there is no batch size."""
+    for key, value in settings.items():
+        numbers = value if isinstance(value, tuple) else (value,)
+        if not numbers or min(numbers) < _LEAST[key]:
+            raise UserInputError(
+                f"{key} must be at least {_LEAST[key]}, got {', '.join(map(str, numbers)) or 'none'}."
+            )
+
+
 def _check(models: Mapping[str, HasModel], settings: Settings, folders: Mapping[str, Path]) -> None:
     if not models:
         raise UserInputError("there is no model to measure: give at least one.")
-    least = {"batch_sizes": 1, "new_tokens": 2, "repeats": 1, "text_tokens": 1}
-    for key, minimum in least.items():
-        value = getattr(settings, key)
-        numbers = value if isinstance(value, tuple) else (value,)
-        if not numbers or any(number < minimum for number in numbers):
-            raise UserInputError(f"{key} must be at least {minimum}, got {', '.join(map(str, numbers)) or 'none'}.")
+    check_numbers(**settings._asdict())
     for name in folders.keys() - models.keys():
         raise UserInputError(f"there is a folder but no model for '{name}': give both under one name.")
     for name, loaded in models.items():

@@ -52,6 +52,7 @@ class CacheIndex:
         dtype: the teacher's number format, as torch calls it.
         fingerprints: "teacher_config", "teacher_weights", "rows" and "processor" to sha256.
         shards: by file name, as far as they are complete.
+        quantization: "8bit" or "4bit" where the teacher was held in so many bits; None where it was not.
     """
 
     top_k: int
@@ -64,6 +65,7 @@ class CacheIndex:
     dtype: str
     fingerprints: Mapping[str, str]
     shards: Mapping[str, Shard] = field(default_factory=dict)
+    quantization: str | None = None
 
     @property
     def shard_names(self) -> list[str]:
@@ -80,7 +82,7 @@ class CacheIndex:
 
     def difference(self, other: "CacheIndex") -> str | None:
         """How what is stored differs from what another index says, in words; None where it does not."""
-        for name in ("top_k", "temperature", "hidden_states", "rows_per_shard", "dtype"):
+        for name in ("top_k", "temperature", "hidden_states", "rows_per_shard", "dtype", "quantization"):
             if getattr(self, name) != getattr(other, name):
                 return f"with {name} {getattr(self, name)}, not {getattr(other, name)}"
         return self.other_fingerprint(other.fingerprints)

@@ -187,6 +187,7 @@ def _new_index(
         vocabulary=vocabulary,
         hidden_size=teacher.hidden_size,
         dtype=str(model.dtype).removeprefix("torch."),
+        quantization=teacher.quantization,
         fingerprints={
             "teacher_config": config_fingerprint(model.config),
             "teacher_weights": model_fingerprint(model),

@@ -41,12 +41,26 @@ class LiveTeacher:
     Args:
         model: the unpruned model.
         layers: numbers of its decoder layers that will be asked for.
+
+    Attributes:
+        hidden_size: its own.
+        quantization: "8bit" or "4bit" where it is held in so many bits; None where it is not.
+
+    Raises:
+        UserInputError: it has fewer layers than that.
     """
 
     def __init__(self, model: PreTrainedModel, layers: Sequence[int] = ()) -> None:
         self.model = model.eval().requires_grad_(False)
         stack = model.get_submodule(Backbone.of(model).layers_prefix)
+        if layers and max(layers) >= len(stack):
+            raise UserInputError(
+                f"the teacher has {len(stack)} layers and the plan tells of layer {max(layers)}: give the model that "
+                "the student was pruned from."
+            )
         self.hidden_size: int = text_value(model.config, "hidden_size")
+        bits = [bits for bits in ("8bit", "4bit") if getattr(model, f"is_loaded_in_{bits}", False)]
+        self.quantization = bits[0] if bits else None
         self._tap = Tap(model, stack, layers)
 
     def to(self, device: torch.device) -> None:

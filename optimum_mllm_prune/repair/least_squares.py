@@ -1,0 +1,84 @@
+"""Ridge least squares from second moments alone: the activations themselves are never kept."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Moments:
+    """Sums over tokens of products of inputs x (k,) and targets y (d,), in fp64.
+
+    Attributes:
+        gram: (k, k), sum of x x'.
+        cross: (k, d), sum of x y'.
+        square: sum of |y|^2.
+        tokens: how many were summed.
+    """
+
+    gram: Tensor
+    cross: Tensor
+    square: float = 0.0
+    tokens: int = 0
+
+    @classmethod
+    def zeros(cls, inputs: int, outputs: int, device: torch.device) -> "Moments":
+        """Of no token yet."""
+        made = (torch.zeros(inputs, size, dtype=torch.float64, device=device) for size in (inputs, outputs))
+        return cls(*made)
+
+    def add(self, x: Tensor, y: Tensor) -> None:
+        """Add tokens: x (tokens, k) and y (tokens, d); products are taken in fp32 and summed in fp64."""
+        x, y = x.float(), y.float()
+        self.gram += (x.T @ x).to(self.gram)
+        self.cross += (x.T @ y).to(self.cross)
+        self.square += y.double().square().sum().item()
+        self.tokens += len(x)
+
+    def __add__(self, other: "Moments") -> "Moments":
+        """Of the tokens of both."""
+        return Moments(
+            self.gram + other.gram, self.cross + other.cross, self.square + other.square, self.tokens + other.tokens
+        )
+
+    def error(self, weight: Tensor) -> float:
+        """sum |W x - y|^2 / sum |y|^2 of a linear map W (d, k) in fp64; 0 is perfect."""
+        fitted = (weight @ self.gram * weight).sum() - 2 * (weight.T * self.cross).sum()
+        return max((fitted.item() + self.square) / self.square, 0.0) if self.square else 0.0
+
+
+def ridge_solution(moments: Moments, start: Tensor, ridge: float) -> Tensor | None:
+    """W (d, k) that minimises sum |W x - y|^2 + r |W - W0|^2, where r is `ridge` times the mean eigenvalue of the Gram
+    matrix: W' = (G + r I)^-1 (C + r W0').
+
+    Source: Hoerl and Kennard, Ridge Regression (Technometrics 12, 1970), shrunk to W0 and not to 0.
+
+    Args:
+        moments: of the calibration tokens.
+        start: W0 (d, k) in fp64.
+        ridge: share of the mean eigenvalue, greater than 0.
+
+    Returns:
+        None where the matrix is singular all the same.
+    """
+    size = len(moments.gram)
+    strength = ridge * moments.gram.diagonal().mean()
+    matrix = moments.gram + strength * torch.eye(size, dtype=torch.float64, device=moments.gram.device)
+    factor, failed = torch.linalg.cholesky_ex(matrix)
+    if failed.item():
+        return None
+    return torch.cholesky_solve(moments.cross + strength * start.T, factor).T
+
+
+def best_ridge(
+    fit: Moments, held_out: Moments, start: Tensor, ridges: tuple[float, ...]
+) -> tuple[float | None, float]:
+    """The ridge whose solution on some tokens errs least on others, and that error; None where `start` errs less."""
+    best, least = None, held_out.error(start)
+    for ridge in ridges:
+        weight = ridge_solution(fit, start, ridge)
+        error = float("inf") if weight is None else held_out.error(weight)
+        if error < least:
+            best, least = ridge, error
+    return best, least

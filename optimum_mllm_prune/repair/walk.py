@@ -1,0 +1,150 @@
+"""A model walked through layer by layer: what lies before the present layer is computed once and kept."""
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ..calibration.batches import Batch
+
+
+Look = Callable[[nn.Module, list], Any]
+"""Puts a hook on a module that notes a tensor in a list and raises `Seen`; returns its handle."""
+
+# Of the largest value: what a skipped beginning may change by rounding.
+_ROUNDING = 1e-3
+
+
+class Seen(Exception):
+    """Ends a forward pass once what was looked for has been seen."""
+
+
+class Walk:
+    """Runs batches through a model from the present layer on.
+
+    Decoder layers before it are skipped: they give what the last of them gave, and the vision tower gives what it gave
+    at first. Where a later layer looks at more of earlier ones than their output, as with shared keys and values, that
+    is noticed, and whole passes are made instead.
+
+    Args:
+        model: in eval mode.
+        layers: its decoder layers.
+        batches: on its device.
+    """
+
+    def __init__(self, model: PreTrainedModel, layers: nn.ModuleList, batches: Sequence[Batch]) -> None:
+        self.model, self.layers, self.batches = model, layers, batches
+        self.layer = 0
+        self._tower = _tower(model)
+        self._features: list[Any] = [None] * len(batches)
+        self._before: list[Any] = [None] * len(batches)
+        self.skips = self._can_skip()
+
+    def advance(self) -> None:
+        """Go on to the next layer; what the present one gives is kept from now on."""
+        if self.skips:
+            self._before = [self._run(i, self.layers[self.layer], output_of) for i in range(len(self.batches))]
+        self.layer += 1
+
+    def see(self, number: int, module: nn.Module, look: Look) -> Tensor:
+        """What a hook sees at a module of the present layer, with one of the batches."""
+        return self._run(number, module, look)
+
+    def _run(self, number: int, module: nn.Module, look: Look) -> Any:
+        found: list[Any] = []
+        with ExitStack() as stack:
+            stack.enter_context(self._beginning_skipped(number))
+            stack.callback(look(module, found).remove)
+            try:
+                self.model(**self.batches[number].inputs, use_cache=False)
+            except Seen:
+                return found[0]
+        raise RuntimeError("the forward pass does not reach the module")
+
+    @contextmanager
+    def _beginning_skipped(self, number: int) -> Iterator[None]:
+        """Inside, what lies before the present layer gives what it gave with this batch."""
+        with ExitStack() as stack:
+            if self._tower is not None:
+                stack.enter_context(_patched(self._tower, self._once(number, self._tower.forward)))
+            for layer in self.layers[: self.layer] if self.skips else ():
+                stack.enter_context(_patched(layer, lambda *_, **__: self._before[number]))
+            yield
+
+    def _once(self, number: int, forward: Callable) -> Callable:
+        def tower(*args: Any, **inputs: Any) -> Any:
+            if self._features[number] is None:
+                self._features[number] = forward(*args, **inputs)
+            # Qwen's models write into what their tower gives them.
+            return copy.copy(self._features[number])
+
+        return tower
+
+    def _can_skip(self) -> bool:
+        """Whether the last layer gives the same with all others skipped."""
+        self.skips, last = False, self.layers[-1]
+        if len(self.layers) < 2 or not self.batches:
+            return False
+        whole = _tensor(self._run(0, last, output_of))
+        before = self._run(0, self.layers[-2], output_of)
+        self.skips, self.layer, self._before[0] = True, len(self.layers) - 1, before
+        short = _tensor(self._run(0, last, output_of))
+        self.layer, self._before[0] = 0, None
+        return bool((short - whole).abs().max() <= _ROUNDING * whole.abs().max())
+
+
+def output_of(module: nn.Module, found: list) -> Any:
+    """A `Look` at what a module gives."""
+
+    def hook(_: nn.Module, __: Any, output: Any) -> None:
+        found.append(output)
+        raise Seen
+
+    return module.register_forward_hook(hook)
+
+
+def input_of(module: nn.Module, found: list) -> Any:
+    """A `Look` at what a module is given first."""
+
+    def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+        found.append(args[0])
+        raise Seen
+
+    return module.register_forward_pre_hook(hook)
+
+
+def _tensor(output: Any) -> Tensor:
+    return output if isinstance(output, Tensor) else output[0]
+
+
+def _tower(model: PreTrainedModel) -> nn.Module | None:
+    """The image encoder; transformers gives the model itself where it knows none."""
+    found = model.get_encoder(modality="image")
+    return None if found in (model, model.base_model) or not isinstance(found, nn.Module) else found
+
+
+@contextmanager
+def _patched(module: nn.Module, forward: Callable) -> Iterator[None]:
+    own = module.__dict__.get("forward")
+    module.forward = forward
+    try:
+        yield
+    finally:
+        if own is None:
+            del module.__dict__["forward"]
+        else:
+            module.forward = own
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """No dropout and no gradient in here."""
+    training = model.training
+    model.eval()
+    with torch.no_grad():
+        yield
+    model.train(training)

@@ -1,0 +1,96 @@
+"""Ridge least squares from moments, against dense float64 algebra."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from optimum_mllm_prune.repair.least_squares import Moments, best_ridge, ridge_solution
+
+
+def data(tokens=200, inputs=6, outputs=4, seed=0, noise=0.1):
+    random = torch.Generator().manual_seed(seed)
+    x, true = torch.randn(tokens, inputs, generator=random), torch.randn(outputs, inputs, generator=random)
+    return x, x @ true.T + noise * torch.randn(tokens, outputs, generator=random), true
+
+
+def moments(x, y, parts=3):
+    made = Moments.zeros(x.shape[1], y.shape[1], x.device)
+    for some_x, some_y in zip(x.chunk(parts), y.chunk(parts), strict=True):
+        made.add(some_x, some_y)
+    return made
+
+
+def start_of(y, x):
+    return torch.zeros(y.shape[1], x.shape[1], dtype=torch.float64)
+
+
+def test_moments_are_sums_of_products():
+    x, y, _ = data()
+    made = moments(x, y)
+    assert torch.allclose(made.gram, x.double().T @ x.double(), rtol=1e-5)
+    assert torch.allclose(made.cross, x.double().T @ y.double(), rtol=1e-5, atol=1e-4)
+    assert made.square == pytest.approx(y.double().square().sum().item(), rel=1e-6)
+    assert made.tokens == 200
+    both = moments(x[:80], y[:80]) + moments(x[80:], y[80:])
+    assert torch.allclose(both.gram, made.gram) and both.tokens == 200
+
+
+@given(seed=st.integers(0, 1000), scale=st.floats(0.1, 10))
+def test_the_error_is_that_of_the_residuals(seed, scale):
+    x, y, true = data(seed=seed)
+    weight = scale * true.double()
+    naive = (x.double() @ weight.T - y.double()).square().sum() / y.double().square().sum()
+    assert moments(x, y).error(weight) == pytest.approx(naive.item(), rel=1e-3, abs=1e-5)
+
+
+def test_hardly_any_ridge_is_plain_least_squares():
+    x, y, _ = data()
+    naive = torch.linalg.lstsq(x.double(), y.double()).solution.T
+    assert torch.allclose(ridge_solution(moments(x, y), start_of(y, x), 1e-9), naive, atol=1e-4)
+
+
+@given(seed=st.integers(0, 1000), ridge=st.floats(1e-4, 10))
+def test_the_ridge_pulls_to_the_start(seed, ridge):
+    x, y, true = data(seed=seed)
+    start = true.double() + 1
+    strength = ridge * (x.double().T @ x.double()).trace() / x.shape[1]
+    stacked_x = torch.cat([x.double(), strength.sqrt() * torch.eye(x.shape[1], dtype=torch.float64)])
+    stacked_y = torch.cat([y.double(), strength.sqrt() * start.T])
+    naive = torch.linalg.lstsq(stacked_x, stacked_y).solution.T
+    assert torch.allclose(ridge_solution(moments(x, y), start, ridge), naive, atol=1e-4)
+
+
+def test_a_strong_pull_changes_nothing():
+    x, y, true = data()
+    start = true.double() + 1
+    assert torch.allclose(ridge_solution(moments(x, y), start, 1e9), start, atol=1e-5)
+
+
+def test_fewer_tokens_than_inputs():
+    x, y, _ = data(tokens=3)
+    weight = ridge_solution(moments(x, y), start_of(y, x), 1e-6)
+    assert torch.allclose(x.double() @ weight.T, y.double(), atol=1e-2)
+
+
+def test_no_inputs_at_all_are_no_solution():
+    x, y = torch.zeros(5, 3), torch.ones(5, 2)
+    assert ridge_solution(moments(x, y), start_of(y, x), 1e-3) is None
+
+
+def test_a_map_that_is_right_is_left_alone():
+    x, y, true = data(noise=0.0)
+    fit, held_out = moments(x[:100], y[:100]), moments(x[100:], y[100:])
+    assert best_ridge(fit, held_out, true.double(), (1e-3, 1.0))[1] < 1e-6
+    wrong, after = best_ridge(fit, held_out, true.double() + 1, (1e-3, 1.0))
+    assert wrong == 1e-3 and after < 1e-3
+
+
+def test_the_ridge_is_chosen_by_rows_that_were_not_fitted():
+    """Few noisy tokens: a strong pull to a good start wins; many: a weak one."""
+    x, y, true = data(tokens=2000, inputs=20, noise=3.0)
+    start, held_out = true.double() * 1.05, moments(x[1000:], y[1000:])
+    few, _ = best_ridge(moments(x[:25], y[:25]), held_out, start, (1e-5, 1.0))
+    assert few in (1.0, None)
+    many, _ = best_ridge(moments(x[:1000], y[:1000]), held_out, true.double() * 3, (1e-5, 1.0))
+    assert many == 1e-5

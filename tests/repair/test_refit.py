@@ -1,0 +1,207 @@
+"""Maps refitted layer by layer: against a naive version with whole passes, never worse, and what is left alone."""
+
+import copy
+from functools import cache
+from pathlib import Path
+
+import pytest
+import scenes
+import torch
+from checkpoint import tiny_llava
+
+from optimum_mllm_prune import MLLMPruner, PruningConfig, UserInputError
+from optimum_mllm_prune.calibration.batches import make_batch
+from optimum_mllm_prune.calibration.row_forms import normalize_row
+from optimum_mllm_prune.evaluation import exact_match, generate_answers, reference_answers
+from optimum_mllm_prune.repair import repair, repairs
+from optimum_mllm_prune.repair.refit import HELD_OUT, RIDGES
+from optimum_mllm_prune.surgery import pruned_model
+
+
+DIGITS = Path(__file__).parents[2] / "examples" / "digit_scenes" / "llava"
+
+
+@cache
+def data():
+    return scenes.build(train=96, test=140, seed=21)
+
+
+def rows(number=24):
+    return [normalize_row(data()["train"][i]) for i in range(number)]
+
+
+def pruner(**options):
+    return MLLMPruner.from_pretrained(str(DIGITS), device="cpu", dtype="float32", **options)
+
+
+def repaired(made, number=24, **wish):
+    """The pruned model before and after its repair, and what was done."""
+    plan = made.plan(PruningConfig(importance="magnitude_l2", **wish))
+    cut = pruned_model(made.model, made.backbone(), plan, keep_original=True)
+    mended = pruned_model(made.model, made.backbone(), plan, keep_original=True)
+    return plan, cut, mended, repair(made.model, mended, made.backbone(), plan, made.processor, rows(number))
+
+
+def seen(model, module, batch, of_input):
+    found = []
+    look = (lambda _, args: found.append(args[0])) if of_input else (lambda _, __, output: found.append(output))
+    handle = (module.register_forward_pre_hook if of_input else module.register_forward_hook)(look)
+    with torch.no_grad():
+        model(**batch.inputs, use_cache=False)
+    handle.remove()
+    return found[0][0].double()
+
+
+def test_every_map_in_turn_is_what_least_squares_makes_it():
+    """Whole passes, one row at a time, dense float64 algebra: ridge by ridge, the last quarter of the rows decides."""
+    made = pruner()
+    plan, naive, mended, done = repaired(made, 8, method="width", ratio=0.4)
+    batches = [make_batch(made.processor, [row]) for row in rows(8)]
+    for refit in done.refits[:4]:
+        theirs, ours = made.model.get_submodule(refit.module), naive.get_submodule(refit.module)
+        pairs = [(seen(naive, ours, b, True), seen(made.model, theirs, b, False)) for b in batches]
+        start = ours.weight.double()
+        fit, held = pairs[:3] + pairs[4:7], pairs[3::HELD_OUT]
+        errors = {ridge: error(solved(fit, start, ridge), held) for ridge in RIDGES}
+        best = min(errors, key=errors.get)
+        assert refit.before == pytest.approx(error(start, held), rel=1e-3)
+        if errors[best] >= refit.before:
+            assert refit.ridge is None
+            continue
+        assert refit.ridge == best
+        assert refit.after == pytest.approx(errors[best], rel=1e-3)
+        ours.weight = torch.nn.Parameter(solved(pairs, start, best).float())
+        assert torch.allclose(ours.weight, mended.get_submodule(refit.module).weight, atol=2e-3)
+    assert [refit.module.rpartition(".")[2] for refit in done.refits[:4]] == ["o_proj", "down_proj"] * 2
+    assert len(done.refits) == 2 * len(plan.kept_layers)
+
+
+def solved(pairs, start, ridge):
+    x, y = (torch.cat(side) for side in zip(*pairs, strict=True))
+    gram = x.T @ x
+    strength = ridge * gram.diagonal().mean()
+    return torch.linalg.solve(gram + strength * torch.eye(len(gram), dtype=gram.dtype), x.T @ y + strength * start.T).T
+
+
+def error(weight, pairs):
+    x, y = (torch.cat(side) for side in zip(*pairs, strict=True))
+    return ((x @ weight.T - y).square().sum() / y.square().sum()).item()
+
+
+@pytest.mark.parametrize("wish", [{"method": "width", "ratio": 0.3}, {"method": "mixed", "ratio": 0.5}])
+def test_never_worse_on_rows_that_decide(wish):
+    _, _, _, done = repaired(pruner(), **wish)
+    assert all(refit.after <= refit.before for refit in done.refits)
+    told = done.to_dict()
+    assert told["refitted"] + len(told["left_alone"]) == len(done.refits)
+    assert told["refitted"] > 0.7 * len(done.refits)
+    assert told["error_after"] < 0.8 * told["error_before"]
+    assert (told["method"], told["rows"]) == ("least-squares", 24)
+    assert told["tokens"] > 24 * 20
+
+
+def test_nothing_cut_is_left_alone():
+    made = pruner()
+    plan = made.plan(PruningConfig(num_layers=1, importance="magnitude"))
+    whole = pruned_model(made.model, made.backbone(), plan, keep_original=True)
+    done = repair(made.model, whole, made.backbone(), plan, made.processor, rows(8))
+    before_the_gap = [refit for refit in done.refits if int(refit.module.split(".")[-3]) < plan.removed_layers[0]]
+    assert all(refit.before < 1e-9 for refit in before_the_gap)
+
+
+def test_the_original_is_not_touched():
+    made = pruner()
+    before = {name: tensor.clone() for name, tensor in made.model.state_dict().items()}
+    _, cut, mended, _ = repaired(made, method="width", ratio=0.3)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in made.model.state_dict().items())
+    changed = {name for name, tensor in mended.state_dict().items() if not torch.equal(tensor, cut.state_dict()[name])}
+    assert {name.rpartition("proj.")[0].rpartition(".")[2] for name in changed} == {"o_", "down_"}
+
+
+@pytest.mark.parametrize("ratio", [0.3, 0.4])
+def test_answers_come_back(ratio):
+    """The gain on the embedded model, on rows that nothing was fitted to."""
+    made = pruner()
+    plan = made.plan(PruningConfig(method="width", ratio=ratio), rows(10))
+    cut = pruned_model(made.model, made.backbone(), plan, keep_original=True)
+    test = data()["test"]
+
+    def accuracy(model):
+        return exact_match(generate_answers(model, made.processor, test), reference_answers(test))
+
+    before = accuracy(cut)
+    repair(made.model, cut, made.backbone(), plan, made.processor, rows(96))
+    assert before < 90 < accuracy(cut)
+
+
+def test_too_few_rows_are_told():
+    _, _, _, done = repaired(pruner(), 4, method="width", ratio=0.2)
+    (note,) = done.notes
+    assert note.startswith("4 rows hold fewer tokens than the widest map has inputs (")
+    needed = int(note.split("give ")[1].split(" ")[0])
+    assert 4 < needed < 40
+    assert not repaired(pruner(), needed + 2, method="width", ratio=0.2)[3].notes
+
+
+def test_sixteen_bits():
+    made = MLLMPruner.from_pretrained(str(DIGITS), device="cpu", dtype="bfloat16")
+    _, _, mended, done = repaired(made, method="width", ratio=0.3)
+    assert all(parameter.dtype == torch.bfloat16 for parameter in mended.parameters())
+    assert done.to_dict()["error_after"] < 0.7 * done.to_dict()["error_before"]
+
+
+def test_biases_are_refitted_too():
+    """A map with a bias whose inputs were shifted: the bias takes the shift."""
+    made = MLLMPruner(tiny_llava.model(), tiny_llava.processor())
+    for layer in made.model.model.language_model.layers:
+        old = layer.mlp.down_proj
+        layer.mlp.down_proj = torch.nn.Linear(old.in_features, old.out_features)
+        layer.mlp.down_proj.weight = old.weight
+    plan = made.plan(PruningConfig(num_layers=1, importance="magnitude"))
+    other = copy.deepcopy(made.model)
+    shift = torch.randn(other.config.text_config.hidden_size)
+    with torch.no_grad():
+        other.model.language_model.layers[0].mlp.down_proj.bias -= shift
+    whole = plan.__class__(**{**plan.__dict__, "removed_layers": []})
+    done = repair(made.model, other, made.backbone(), whole, made.processor, rows(12))
+    refit = next(r for r in done.refits if r.module.endswith("layers.0.mlp.down_proj"))
+    assert refit.before > 0.5 and refit.after < 0.01
+    mended = other.model.language_model.layers[0].mlp.down_proj.bias
+    original = made.model.model.language_model.layers[0].mlp.down_proj.bias
+    assert torch.allclose(mended, original, atol=0.1 * shift.abs().max())
+
+
+class TestPruner:
+    def test_with_rows_it_is_repaired(self, tmp_path):
+        made = pruner()
+        made.prune(PruningConfig(ratio=0.3, importance="magnitude_l2", repair_samples=16), rows())
+        assert made.repair.rows == 16
+        report = made.save_pretrained(tmp_path / "out")
+        assert report.repair["refitted"] > 0
+        assert "- repaired: " in (tmp_path / "out" / "README.md").read_text()
+        assert report.verification.max_abs_logit_difference == 0
+        assert made.timings["repair"] > 0
+
+    @pytest.mark.parametrize(
+        ("wish", "dataset"),
+        [
+            ({"repair": "none"}, True),
+            ({"method": "layer", "ratio": 0.2, "importance": "magnitude"}, True),
+            ({}, False),
+        ],
+        ids=["not wanted", "layers", "no rows"],
+    )
+    def test_it_is_not_repaired(self, wish, dataset):
+        made = pruner()
+        made.prune(PruningConfig(**{"importance": "magnitude_l2", **wish}), rows() if dataset else None)
+        assert made.repair is None
+
+    def test_asked_for_without_rows(self):
+        with pytest.raises(UserInputError) as told:
+            pruner().prune(PruningConfig(importance="magnitude_l2", repair="least-squares"))
+        assert str(told.value) == "a repair reads rows: give a dataset (and a processor), or leave the repair out."
+
+    def test_when_it_is_wanted(self):
+        assert repairs(PruningConfig()) and repairs(PruningConfig(method="mixed"))
+        assert repairs(PruningConfig(num_layers=2, repair="least-squares"))
+        assert not repairs(PruningConfig(num_layers=2)) and not repairs(PruningConfig(repair="none"))

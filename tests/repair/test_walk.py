@@ -1,0 +1,77 @@
+"""A walk sees what whole passes see, whatever the architecture does between its layers."""
+
+from functools import cache
+
+import pytest
+import torch
+from families import FAMILIES
+from importance.naive import batch_of
+
+from optimum_mllm_prune.backbone import Backbone
+from optimum_mllm_prune.repair.walk import Walk, evaluating, input_of, output_of
+
+
+@cache
+def made(family):
+    return FAMILIES[family].build(dtype=torch.float32)
+
+
+def whole(model, module, batch, of_input):
+    seen = []
+    look = (lambda _, args: seen.append(args[0])) if of_input else (lambda _, __, output: seen.append(output))
+    handle = (module.register_forward_pre_hook if of_input else module.register_forward_hook)(look)
+    with torch.no_grad():
+        model(**batch.inputs, use_cache=False)
+    handle.remove()
+    return seen[0] if isinstance(seen[0], torch.Tensor) else seen[0][0]
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_it_sees_what_whole_passes_see(family):
+    model = made(family)
+    layers = model.get_submodule(Backbone.of(model).layers_prefix)
+    batches = [batch_of(family, model.config)]
+    with evaluating(model):
+        walk = Walk(model, layers, batches)
+        for layer in layers:
+            for of_input in (False, True):
+                leaf = next(m for m in layer.modules() if isinstance(m, torch.nn.Linear))
+                expected = whole(model, leaf, batches[0], of_input)
+                found = walk.see(0, leaf, input_of if of_input else output_of)
+                assert torch.allclose(found, expected, atol=1e-4)
+            walk.advance()
+
+
+def test_most_architectures_can_be_walked():
+    def skips(family):
+        model = made(family)
+        with evaluating(model):
+            layers = model.get_submodule(Backbone.of(model).layers_prefix)
+            return Walk(model, layers, [batch_of(family, model.config)]).skips
+
+    assert all(skips(family) for family in ("llava_llama_gqa", "qwen3_vl", "gemma3", "llava_phi3"))
+
+
+def test_nothing_is_left_behind():
+    model = made("llava_llama_gqa")
+    layers = model.get_submodule(Backbone.of(model).layers_prefix)
+    batch = batch_of("llava_llama_gqa", model.config)
+    with torch.no_grad():
+        before = model(**batch.inputs).logits
+    with evaluating(model):
+        walk = Walk(model, layers, [batch])
+        walk.advance()
+        walk.see(0, layers[1], output_of)
+    assert all("forward" not in module.__dict__ for module in model.modules())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in layers.modules())
+    with torch.no_grad():
+        assert torch.equal(model(**batch.inputs).logits, before)
+
+
+def test_a_module_that_is_never_reached():
+    model = made("llava_llama_gqa")
+    layers = model.get_submodule(Backbone.of(model).layers_prefix)
+    with evaluating(model):
+        walk = Walk(model, layers, [batch_of("llava_llama_gqa", model.config)])
+        with pytest.raises(RuntimeError, match="does not reach the module"):
+            walk.see(0, torch.nn.Linear(1, 1), output_of)
