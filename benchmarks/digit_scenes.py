@@ -39,10 +39,10 @@ def accuracy(model: PreTrainedModel, processor: ProcessorMixin, data: DatasetDic
 def pruned(
     model: PreTrainedModel, processor: ProcessorMixin, config: PruningConfig, data: DatasetDict
 ) -> tuple[PreTrainedModel, float]:
-    """A pruned copy of the model, and the ratio that it achieves."""
+    """A pruned copy of the model, repaired if the config asks for it, and the ratio that it achieves."""
     pruner = MLLMPruner(copy.deepcopy(model), processor)
     plan = pruner.plan(config, data["train"])
-    return pruner.prune(plan), plan.ratio["achieved"]
+    return pruner.prune(plan, data["train"]), plan.ratio["achieved"]
 
 
 def line(name: str, found: list[list[float]]) -> str:
@@ -62,6 +62,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="calibration seeds (default 3)")
     parser.add_argument("--samples", type=int, help="calibration rows (default: 10 for gradients, 50 for activations)")
     parser.add_argument("--test-rows", type=int, default=560, help="held-out rows (default 560)")
+    parser.add_argument("--metrics", nargs="+", choices=sorted(METRICS), help="which metrics (default all)")
+    parser.add_argument("--repair", action="store_true", help="refit what is left after width pruning (128 rows)")
     args = parser.parse_args()
     torch.manual_seed(0)
     model = AutoModelForImageTextToText.from_pretrained(args.model, dtype=torch.float32)
@@ -71,19 +73,21 @@ def main() -> None:
     layer_share = pruned(model, processor, PruningConfig(num_layers=1, importance="magnitude"), data)[1]
     ways = [(method, name, 1.0) for name, by_method in METRICS.items() for method in by_method]
     ways += [("width", name, 0.0) for name in MLP_ALONE]
+    ways = [way for way in ways if args.metrics is None or way[1] in args.metrics]
+    repair = "auto" if args.repair else "none"
     lines, achieved = [], {}
     for method, name, head_share in tqdm(sorted(ways), desc="Metrics"):
         by_ratio = []
         for count in args.layers:
             size = {"num_layers": count} if method == "layer" else {"ratio": count * layer_share}
-            size |= {"head_share": head_share}
+            size |= {"head_share": head_share, "repair": repair}
             scores = []
             for seed in range(args.seeds):
                 config = PruningConfig(method=method, importance=name, seed=seed, num_samples=args.samples, **size)
                 smaller, ratio = pruned(model, processor, config, data)
                 achieved.setdefault((method, count), ratio)
                 scores.append(retained(accuracy(smaller, processor, data), before))
-                if METRICS[name][method].needs == "weights" and name != "random":
+                if METRICS[name][method].needs == "weights" and name != "random" and not args.repair:
                     break
             by_ratio.append(scores)
         what = method if head_share else "width, MLP alone"

@@ -30,10 +30,10 @@ ORIGINAL = HERE / "llava"
 MARK = "made_by_demo.txt"
 RUNS = {
     "width, taylor": ["--method", "width", "--importance", "taylor"],
+    "width, taylor, not repaired": ["--method", "width", "--importance", "taylor", "--repair", "none"],
     "width, taylor, MLP alone": ["--method", "width", "--importance", "taylor", "--head-share", "0"],
     "width, random": ["--method", "width", "--importance", "random"],
     "layers, block influence": ["--method", "layer", "--importance", "block_influence"],
-    "layers, random": ["--method", "layer", "--importance", "random"],
 }
 
 
@@ -63,9 +63,8 @@ class Result:
 def prune(name: str, options: list[str], ratio: float, output: Path) -> tuple[Path, float]:
     """Call the real command; returns the checkpoint's folder and the seconds it took."""
     folder = output / name.replace(", ", "-").replace(" ", "_")
-    needs_rows = "random" not in options
     command = [Path(sysconfig.get_path("scripts")) / "optimum-cli", "mllm-prune", "--model", ORIGINAL, folder]
-    command += [*options, "--ratio", str(ratio), *(["--dataset", output / "data"] if needs_rows else [])]
+    command += [*options, "--ratio", str(ratio), "--dataset", output / "data"]
     print("\n$", " ".join(Path(word).name if Path(word).is_absolute() else str(word) for word in command), flush=True)
     start = time.perf_counter()
     subprocess.run([str(word) for word in command], check=True)
@@ -124,7 +123,7 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path, help="folder for data and checkpoints; one of an earlier run is emptied")
-    parser.add_argument("--ratio", type=float, default=0.15, help="share of the backbone to remove (default 0.15)")
+    parser.add_argument("--ratio", type=float, default=0.3, help="share of the backbone to remove (default 0.3)")
     parser.add_argument("--test-rows", type=int, default=800, help="held-out rows to answer (default 800)")
     parser.add_argument(
         "--runs", nargs="+", choices=RUNS, default=list(RUNS), help="which ways to prune (default all)"

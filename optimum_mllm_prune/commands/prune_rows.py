@@ -47,7 +47,9 @@ def drawn_rows(args: Namespace, config: PruningConfig, scored: bool) -> DrawnRow
     """
     metric = METRICS[config.importance][scored_as(config.method)]
     count = 0 if scored or metric.needs == "weights" else config.num_samples or metric.samples
-    more = config.repair_samples if repairs(config) and not args.dry_run and (args.dataset or count) else 0
+    # A dry run repairs nothing, but a search ranks plans as they will be.
+    repaired = repairs(config) and (args.search or not args.dry_run)
+    more = config.repair_samples if repaired and (args.dataset or count) else 0
     held_out = (HELD_OUT if args.search_rows is None else args.search_rows) if args.search else 0
     if not count + more + held_out:
         return DrawnRows()

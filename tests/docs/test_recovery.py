@@ -36,7 +36,7 @@ def test_the_script(tmp_path):
 
 @pytest.mark.slow
 def test_the_example(tmp_path):
-    """Rows, pruning and recovery: what is lost comes back to 95 % of the original at least."""
+    """Rows, pruning and recovery: most of what is lost comes back, and 95 % of the original at least."""
     shutil.copytree(ROOT / "examples" / "digit_scenes", tmp_path / "examples" / "digit_scenes")
     path = os.pathsep.join([str(Path(sysconfig.get_path("scripts"))), os.environ["PATH"]])
     commands = block("README.md", "bash", "optimum-cli mllm-recover --model small")
@@ -44,7 +44,8 @@ def test_the_example(tmp_path):
     home = tmp_path / "examples" / "digit_scenes"
     rows = load_from_disk(home / "rows")["test"]
     found = {name: accuracy(home / name, rows) for name in ("llava", "small", "better")}
-    assert found["small"] < 0.95 * found["llava"] < found["better"]
+    assert found["small"] < found["better"]
+    assert found["better"] > 0.95 * found["llava"]
 
 
 def accuracy(folder, rows):
