@@ -21,6 +21,12 @@ def model_class_of(config: PreTrainedConfig) -> type[PreTrainedModel]:
     return mapping[type(config)]
 
 
+def image_encoder(model: PreTrainedModel) -> nn.Module | None:
+    """What transformers calls the image encoder; None where it knows none, and gives the model itself."""
+    found = model.get_encoder(modality="image")
+    return None if found in (model, model.base_model) or not isinstance(found, nn.Module) else found
+
+
 def layer_lists(model: PreTrainedModel, num_layers: int) -> list[str]:
     """Names of the module lists below the decoder with `num_layers` members, each with linear maps in it."""
     decoder = model.get_decoder()

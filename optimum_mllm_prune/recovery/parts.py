@@ -6,6 +6,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..backbone import Backbone
+from ..backbone.finding import image_encoder
 from ..backbone.text_config import text_value
 from ..errors import UserInputError
 
@@ -46,7 +47,7 @@ def parts_of(model: PreTrainedModel, backbone: Backbone) -> Parts:
         UserInputError: no projector is found.
     """
     language = _names_of(model, model.get_decoder(), model.get_input_embeddings(), model.get_output_embeddings())
-    tower = _tower(model)
+    tower = image_encoder(model)
     seeing = _names_of(model, tower)
     between = {name for name, _ in model.named_parameters() if name not in language | seeing}
     modules = _covering(model, between)
@@ -62,12 +63,6 @@ def parts_of(model: PreTrainedModel, backbone: Backbone) -> Parts:
     linears = [f"{backbone.layers_prefix}.{name}" for name, m in layers.named_modules() if _is_linear(m)]
     home = None if tower is None else _name_of(model, tower)
     return Parts(home, frozenset(seeing), modules, frozenset(between), frozenset(language), linears)
-
-
-def _tower(model: PreTrainedModel) -> nn.Module | None:
-    """The image encoder; transformers gives the model itself where it knows none."""
-    found = model.get_encoder(modality="image")
-    return None if found in (model, model.base_model) else found
 
 
 def _name_of(model: nn.Module, module: nn.Module) -> str:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ..backbone.finding import image_encoder
 from ..calibration.batches import Batch
 
 
@@ -39,7 +40,7 @@ class Walk:
     def __init__(self, model: PreTrainedModel, layers: nn.ModuleList, batches: Sequence[Batch]) -> None:
         self.model, self.layers, self.batches = model, layers, batches
         self.layer = 0
-        self._tower = _tower(model)
+        self._tower = image_encoder(model)
         self._features: list[Any] = [None] * len(batches)
         self._before: list[Any] = [None] * len(batches)
         self.skips = self._can_skip()
@@ -119,12 +120,6 @@ def input_of(module: nn.Module, found: list) -> Any:
 
 def _tensor(output: Any) -> Tensor:
     return output if isinstance(output, Tensor) else output[0]
-
-
-def _tower(model: PreTrainedModel) -> nn.Module | None:
-    """The image encoder; transformers gives the model itself where it knows none."""
-    found = model.get_encoder(modality="image")
-    return None if found in (model, model.base_model) or not isinstance(found, nn.Module) else found
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from ...backbone import Backbone
+from ...backbone.finding import image_encoder
 from ...errors import UserInputError
 
 
@@ -74,8 +75,8 @@ def weight_parts(model: PreTrainedModel) -> dict[str, int]:
     tower counts with it.
     """
     decoder, embeddings = model.get_decoder(), model.get_input_embeddings()
-    tower = model.get_encoder(modality="image")
-    known = tower not in (model, model.base_model, decoder)
+    tower = image_encoder(model)
+    known = tower is not None and tower is not decoder
     layers = model.get_submodule(Backbone.of(model).layers_prefix)
     owners = {
         "vision tower": [tower] if known else [],
