@@ -50,7 +50,7 @@ def run_calibration(
         gradient_checkpointing: recompute each decoder layer's activations in the backward pass.
     """
     with ExitStack() as stack:
-        stack.enter_context(_evaluating(model))
+        stack.enter_context(evaluating(model))
         if backward:
             stack.enter_context(_frozen(model))
         if backward and gradient_checkpointing:
@@ -112,7 +112,8 @@ def _logits_to_keep(model: PreTrainedModel, count: int) -> dict[str, Any]:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode in here; afterwards every module is as it was."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:

@@ -101,6 +101,11 @@ def open_rows(
     return rows
 
 
+def as_rows(dataset: DatasetLike | Rows) -> Rows:
+    """All rows of anything that `open_rows` takes, or the rows themselves. Raises UserInputError as it does."""
+    return dataset if isinstance(dataset, Rows) else open_rows(dataset)
+
+
 def load_rows(
     dataset: DatasetLike,
     split: str | None = None,

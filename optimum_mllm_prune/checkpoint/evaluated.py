@@ -1,7 +1,6 @@
 """What an evaluation adds to a finished checkpoint: figures, pictures, and what report and card say of them."""
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from urllib.parse import quote
 
 from huggingface_hub import EvalResult, ModelCard
 
+from .atomic import write_whole
 from .card import CARD_NAME, rendered
 from .discretion import discreet, discreet_command
 from .evaluation_tables import category_table, efficiency_table, quality_table, task_table
@@ -46,7 +46,7 @@ def add_evaluation(folder: Path, evaluation: Mapping[str, Any], pictures: Sequen
     contents = {picture.name: picture.read_bytes() for picture in pictures}
     contents = {EVALUATION_NAME: _json(evaluation)} | contents | {REPORT_NAME: _json(report)}
     for name, content in (contents | {CARD_NAME: str(card).encode()}).items():
-        _replace(folder / name, content)
+        write_whole(folder / name, content)
 
 
 def has_evaluation(folder: Path, command: str) -> bool:
@@ -144,13 +144,3 @@ def _told(evaluation: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
 
 def _json(value: Any) -> bytes:
     return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
-
-
-def _replace(file: Path, content: bytes) -> None:
-    """Write a file that appears whole or not at all."""
-    partial = file.with_name(f".{file.name}.partial")
-    try:
-        partial.write_bytes(content)
-        os.replace(partial, file)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -40,6 +40,11 @@ def command_line(
     return shlex.join(words)
 
 
+def hub_options(args: Namespace, *names: str) -> dict[str, Any]:
+    """Those of the flags that say how to reach the Hub that were given."""
+    return {name: value for name in names if (value := getattr(args, name)) is not None}
+
+
 def spelt(flag: str) -> str:
     """How an argument is called on the command line."""
     return "OUTPUT" if flag == "output" else f"--{flag.replace('_', '-')}"

@@ -14,7 +14,7 @@ from ..evaluation.job import EfficiencyJob, EvaluationJob, TasksJob
 from ..evaluation.pictures import draw, drawn
 from ..evaluation.report import EvaluationReport
 from ..loading import check_device
-from .command_line import command_line, last_part
+from .command_line import command_line, hub_options, last_part
 from .eval_flags import DEFAULTS, PATHS, SOURCES, refuse_contradictions
 from .summary import evaluation_table
 
@@ -49,7 +49,6 @@ def _update_card(folder: Path, report: EvaluationReport) -> None:
 
 
 def _job(args: Namespace) -> EvaluationJob:
-    hub = {key: getattr(args, key) for key in ("revision", "token", "cache_dir")}
     return EvaluationJob(
         model=args.model,
         baseline=args.baseline,
@@ -67,7 +66,7 @@ def _job(args: Namespace) -> EvaluationJob:
         device=args.device,
         device_map=args.device_map,
         command=command_line("mllm-eval", args, DEFAULTS, SOURCES, PATHS),
-        hub={key: value for key, value in hub.items() if value is not None},
+        hub=hub_options(args, "revision", "token", "cache_dir"),
         baseline_revision=args.baseline_revision,
     )
 

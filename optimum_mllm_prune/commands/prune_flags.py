@@ -5,8 +5,7 @@ from collections.abc import Sequence
 
 from ..configuration import PruningConfig
 from ..errors import UserInputError
-from ..importance import METRICS
-from ..importance.registry import scored_as
+from ..importance.registry import metric_of
 from ..repair import repairs
 from .command_line import spelt
 from .shared_checks import refuse_bad_push, refuse_idle_revision, refuse_unknown_dtype
@@ -101,6 +100,7 @@ def refuse_contradictions(args: Namespace) -> None:
 
 def refuse_idle_flags(args: Namespace, config: PruningConfig, sizes_only: bool) -> None:
     """Flags that would have no effect are told rather than ignored."""
+    needs = metric_of(config.importance, config.method).needs
     repaired = repairs(config) and not args.dry_run
     if not repaired and (args.plan or args.scores):
         for flag in given(args, ("dataset", "dataset_split")):
@@ -109,7 +109,7 @@ def refuse_idle_flags(args: Namespace, config: PruningConfig, sizes_only: bool) 
         return
     if config.repair == "none" and given(args, ["repair_samples"]):
         raise UserInputError("--repair-samples has no effect with --repair none: leave it out.")
-    if config.repair == "least-squares" and not args.dataset and (args.scores or _by_weights(config)):
+    if config.repair == "least-squares" and not args.dataset and (args.scores or needs == "weights"):
         raise UserInputError("--repair least-squares reads rows: name them with --dataset.")
     other = {"layer": (*WIDTH_ONLY, *MIXED_ONLY), "width": (*LAYER_ONLY, *MIXED_ONLY), "mixed": ()}
     for flag in given(args, other[config.method]):
@@ -118,7 +118,6 @@ def refuse_idle_flags(args: Namespace, config: PruningConfig, sizes_only: bool) 
         raise UserInputError(
             f"--dry-run without a --dataset shows sizes alone: leave {flag} out, or name a --dataset."
         )
-    needs = METRICS[config.importance][scored_as(config.method)].needs
     by_weights = CALIBRATION if config.importance == "random" else (*CALIBRATION, "seed")
     if args.search or (repaired and args.dataset):
         # Rows are read all the same, and drawn by the seed.
@@ -127,10 +126,6 @@ def refuse_idle_flags(args: Namespace, config: PruningConfig, sizes_only: bool) 
     looks = "looks at weights alone" if needs == "weights" else "takes no gradients"
     for flag in given(args, idle):
         raise UserInputError(f"importance '{config.importance}' {looks}: leave {flag} out.")
-
-
-def _by_weights(config: PruningConfig) -> bool:
-    return METRICS[config.importance][scored_as(config.method)].needs == "weights"
 
 
 def given(args: Namespace, flags: Sequence[str]) -> list[str]:

@@ -14,6 +14,7 @@ from ..recovery.job import RecoveryJob
 from ..recovery.recover import recover
 from ..recovery.settings import recovery_arguments
 from ..recovery.training_folder import TrainingFolder
+from .command_line import hub_options
 from .summary import recovery_table
 
 
@@ -51,7 +52,7 @@ def recover_staged(args: Namespace, output: Path, arguments: RecoveryArguments, 
             device_map=args.device_map,
             overwrite=args.overwrite,
             command=command,
-            hub={key: value for key in ("token", "cache_dir") if (value := getattr(args, key)) is not None},
+            hub=hub_options(args, "token", "cache_dir"),
             teacher_revision=args.revision if taught else None,
         ),
         arguments,

@@ -10,8 +10,7 @@ from typing import Any
 from ..calibration.rows import load_rows
 from ..configuration import PruningConfig
 from ..errors import UserInputError
-from ..importance import METRICS
-from ..importance.registry import scored_as
+from ..importance.registry import metric_of
 from ..repair import repairs
 
 
@@ -45,7 +44,7 @@ def drawn_rows(args: Namespace, config: PruningConfig, scored: bool) -> DrawnRow
     Raises:
         UserInputError: they cannot be read, or a search is left without any to score plans on.
     """
-    metric = METRICS[config.importance][scored_as(config.method)]
+    metric = metric_of(config.importance, config.method)
     count = 0 if scored or metric.needs == "weights" else config.num_samples or metric.samples
     # A dry run repairs nothing, but a search ranks plans as they will be.
     repaired = repairs(config) and (args.search or not args.dry_run)

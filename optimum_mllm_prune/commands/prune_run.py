@@ -14,8 +14,8 @@ from ..backbone import Backbone, model_class_of
 from ..checkpoint import atomic_folder, check_output, upload, write_plan
 from ..configuration import PruningConfig
 from ..errors import note_kept
-from ..importance import METRICS, SCORES_NAME, Scores
-from ..importance.registry import scored_as
+from ..importance import SCORES_NAME, Scores
+from ..importance.registry import metric_of
 from ..loading import check_device, load_config, public_name
 from ..planning import PruningPlan, account
 from ..pruner import MLLMPruner
@@ -179,7 +179,7 @@ def _config_values(args: Namespace) -> dict[str, Any]:
 
 def _needs_unnamed_data(args: Namespace, config: PruningConfig) -> bool:
     """Whether the metric looks at data and no data set was named: then a dry run says sizes only."""
-    return args.dataset is None and METRICS[config.importance][scored_as(config.method)].needs != "weights"
+    return args.dataset is None and metric_of(config.importance, config.method).needs != "weights"
 
 
 def _print_advice(choice: Choice, args: Namespace) -> None:

@@ -14,6 +14,7 @@ from ..evaluation.pictures import drawn
 from ..evaluation.rows import rows_of
 from ..loading import load_config
 from ..planning import PLAN_NAME, PruningPlan
+from .command_line import hub_options
 from .summary import evaluation_table
 
 
@@ -55,7 +56,6 @@ def evaluate_output(args: Namespace, output: Path, command: str) -> None:
 
 
 def _job(args: Namespace, output: Path, command: str) -> EvaluationJob:
-    hub = {key: value for key in ("token", "cache_dir") if (value := getattr(args, key)) is not None}
     return EvaluationJob(
         model=str(output),
         baseline=args.model,
@@ -68,6 +68,6 @@ def _job(args: Namespace, output: Path, command: str) -> EvaluationJob:
         device=args.device,
         device_map=args.device_map,
         command=command,
-        hub=hub,
+        hub=hub_options(args, "token", "cache_dir"),
         baseline_revision=args.revision,
     )

@@ -12,7 +12,7 @@ from ..recovery.job import RecoveryJob
 from ..recovery.recover import recover
 from ..recovery.settings import recovery_arguments
 from ..recovery.training_folder import TrainingFolder
-from .command_line import command_line, last_part
+from .command_line import command_line, hub_options, last_part
 from .recover_flags import DEFAULTS, PATHS, SOURCES, TRAINING, refuse_contradictions, refuse_idle
 from .summary import recovery_table
 
@@ -40,7 +40,6 @@ def run(args: Namespace) -> None:
 
 
 def _job(args: Namespace, output: Path) -> RecoveryJob:
-    hub = {key: getattr(args, key) for key in ("revision", "token", "cache_dir")}
     return RecoveryJob(
         model=args.model,
         output=output,
@@ -58,6 +57,6 @@ def _job(args: Namespace, output: Path) -> RecoveryJob:
         overwrite=args.overwrite,
         keep_adapter=args.keep_adapter,
         command=command_line("mllm-recover", args, DEFAULTS, SOURCES, PATHS),
-        hub={key: value for key, value in hub.items() if value is not None},
+        hub=hub_options(args, "revision", "token", "cache_dir"),
         teacher_revision=args.teacher_revision,
     )

@@ -1,21 +1,16 @@
 """Rows in batches, dealt out to the processes of a launch."""
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
-from ..calibration.rows import Rows, open_rows
+from ..calibration.rows import Rows
 
 
 Result = TypeVar("Result")
-
-
-def as_rows(dataset: Any) -> Rows:
-    """Rows of anything the pruner reads. Raises UserInputError as `open_rows` does."""
-    return dataset if isinstance(dataset, Rows) else open_rows(dataset)
 
 
 def by_batches(

@@ -9,9 +9,9 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from ..calibration.encoding import conversation_of, encode
 from ..calibration.row_forms import Row, answer_text
-from ..calibration.rows import Rows
+from ..calibration.rows import Rows, as_rows
 from ..errors import UserInputError
-from .dealing import as_rows, by_batches
+from .dealing import by_batches
 
 
 class Answer(NamedTuple):

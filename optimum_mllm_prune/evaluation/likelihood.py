@@ -8,7 +8,8 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from ..calibration.batches import make_batch
 from ..calibration.engine import answer_logits
-from .dealing import as_rows, by_batches
+from ..calibration.rows import as_rows
+from .dealing import by_batches
 
 
 class Likelihood(NamedTuple):

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
+from ..planning.byte_sizes import unit_of
 from .scores import Score
 from .statistics import Interval
 
@@ -14,7 +15,6 @@ from .statistics import Interval
 SIZE_PLOT, CATEGORY_PLOT = "quality_and_size.png", "categories.png"
 # Okabe and Ito's colours, which most people can tell apart.
 _BEFORE, _AFTER = "#999999", "#0072B2"
-_UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
 
 class SizedModel(NamedTuple):
@@ -34,7 +34,7 @@ def plot_against_size(models: Sequence[SizedModel], metric: str, file: Path) -> 
         file: where to write the PNG.
     """
     largest = max(model.weight_bytes for model in models)
-    unit, symbol = next((u for u in _UNITS if largest >= u[0]), _UNITS[-1])
+    unit, symbol = unit_of(largest)
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     for model in models:

@@ -61,6 +61,11 @@ def metrics_for(method: str) -> list[str]:
     return [name for name, by_method in METRICS.items() if scored_as(method) in by_method]
 
 
+def metric_of(name: str, method: str) -> Metric:
+    """The metric of that name for `method`; KeyError where there is none."""
+    return METRICS[name][scored_as(method)]
+
+
 def default_metric(method: str) -> str:
     """The metric the paper uses for `method`."""
     return {"layer": "block_influence", "width": "taylor"}[scored_as(method)]

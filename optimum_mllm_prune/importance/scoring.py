@@ -17,7 +17,7 @@ from ..calibration.engine import run_calibration
 from ..calibration.rows import load_rows
 from ..errors import UserInputError
 from .observer import Observer, Subject
-from .registry import METRICS, companion, scored_as
+from .registry import METRICS, companion, metric_of, scored_as
 from .scores import Scores, by_layer
 
 
@@ -78,7 +78,7 @@ def _calibrate(
     dataset: Any,
     observers: Sequence[Observer],
 ) -> dict[str, Any] | None:
-    metric = METRICS[config.importance][scored_as(config.method)]
+    metric = metric_of(config.importance, config.method)
     if metric.needs == "weights":
         return None
     if processor is None:

@@ -7,6 +7,7 @@ from ..errors import UserInputError
 
 _UNITS = {"": 1} | {f"{letter}b": 1000**power for power, letter in enumerate("kmgt", 1)}
 _UNITS |= {f"{letter}ib": 1024**power for power, letter in enumerate("kmgt", 1)}
+_DRAWN = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 _SIZE = re.compile(r"(\d+\.?\d*|\.\d+)\s*([kmgt]i?b)?", re.ASCII)
 
 
@@ -25,6 +26,11 @@ def parse_size(text: str) -> int:
     return size
 
 
-def in_gigabytes(size: int) -> str:
+def unit_of(largest: float) -> tuple[float, str]:
+    """The unit in which sizes up to so many bytes are best drawn: its bytes and its name."""
+    return next((unit for unit in _DRAWN if largest >= unit[0]), _DRAWN[-1])
+
+
+def in_gigabytes(size: float) -> str:
     """A size in words: gigabytes of 10^9 bytes from 0.1 of them up, megabytes below."""
     return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.2f} MB"

@@ -11,7 +11,7 @@ from transformers import ProcessorMixin
 
 from ..calibration.batches import make_batch
 from ..calibration.row_forms import Row
-from ..calibration.rows import Rows, open_rows
+from ..calibration.rows import Rows, as_rows
 from ..errors import UserInputError
 
 
@@ -34,11 +34,6 @@ class NumberedRows(Sequence[tuple[int, Row]]):
 
     def __getitem__(self, position: int) -> tuple[int, Row]:
         return position, self.rows[position]
-
-
-def as_rows(dataset: Any) -> Rows:
-    """Rows of anything the pruner reads."""
-    return dataset if isinstance(dataset, Rows) else open_rows(dataset)
 
 
 def numbered(dataset: Any) -> NumberedRows | dict[str, NumberedRows] | None:

@@ -13,11 +13,11 @@ from transformers.trainer import TRAINING_ARGS_NAME
 
 from ..backbone.text_config import text_value
 from ..calibration.batches import Modality
-from ..calibration.rows import Rows
+from ..calibration.rows import Rows, as_rows
 from ..errors import UserInputError
 from ..planning import PruningPlan
 from .arguments import RecoveryArguments
-from .batching import HomogeneousSampler, NumberedRows, RowCollator, as_rows, numbered
+from .batching import HomogeneousSampler, NumberedRows, RowCollator, numbered
 from .few_data import draw_few
 from .objective import BatchObjective
 from .recipe import TERMS, Recipe

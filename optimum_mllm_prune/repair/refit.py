@@ -12,9 +12,10 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from ..backbone import Backbone, NotExpressibleError
 from ..calibration.batches import Modality, batches
+from ..calibration.engine import evaluating
 from ..planning import PruningPlan
 from .least_squares import Moments, best_ridge, ridge_solution
-from .walk import Walk, evaluating, input_of, output_of
+from .walk import Walk, input_of, output_of
 
 
 BATCH_SIZE = 8
@@ -96,7 +97,7 @@ def repair(
     """
     made = [batch.to(pruned.device, pruned.dtype) for batch in batches(processor, rows, BATCH_SIZE)]
     refits, widest = [], 0
-    with evaluating(original), evaluating(pruned):
+    with evaluating(original), evaluating(pruned), torch.no_grad():
         theirs = Walk(original, original.get_submodule(backbone.layers_prefix), made)
         ours = Walk(pruned, pruned.get_submodule(backbone.layers_prefix), made)
         for layer in tqdm(plan.kept_layers, desc="Repairing", unit="layer"):

@@ -8,7 +8,8 @@ from families import FAMILIES
 from importance.naive import batch_of
 
 from optimum_mllm_prune.backbone import Backbone
-from optimum_mllm_prune.repair.walk import Walk, evaluating, input_of, output_of
+from optimum_mllm_prune.calibration.engine import evaluating
+from optimum_mllm_prune.repair.walk import Walk, input_of, output_of
 
 
 @cache
@@ -31,7 +32,7 @@ def test_it_sees_what_whole_passes_see(family):
     model = made(family)
     layers = model.get_submodule(Backbone.of(model).layers_prefix)
     batches = [batch_of(family, model.config)]
-    with evaluating(model):
+    with evaluating(model), torch.no_grad():
         walk = Walk(model, layers, batches)
         for layer in layers:
             for of_input in (False, True):
@@ -45,7 +46,7 @@ def test_it_sees_what_whole_passes_see(family):
 def test_most_architectures_can_be_walked():
     def skips(family):
         model = made(family)
-        with evaluating(model):
+        with evaluating(model), torch.no_grad():
             layers = model.get_submodule(Backbone.of(model).layers_prefix)
             return Walk(model, layers, [batch_of(family, model.config)]).skips
 
@@ -58,7 +59,7 @@ def test_nothing_is_left_behind():
     batch = batch_of("llava_llama_gqa", model.config)
     with torch.no_grad():
         before = model(**batch.inputs).logits
-    with evaluating(model):
+    with evaluating(model), torch.no_grad():
         walk = Walk(model, layers, [batch])
         walk.advance()
         walk.see(0, layers[1], output_of)
@@ -71,7 +72,7 @@ def test_nothing_is_left_behind():
 def test_a_module_that_is_never_reached():
     model = made("llava_llama_gqa")
     layers = model.get_submodule(Backbone.of(model).layers_prefix)
-    with evaluating(model):
+    with evaluating(model), torch.no_grad():
         walk = Walk(model, layers, [batch_of("llava_llama_gqa", model.config)])
         with pytest.raises(RuntimeError, match="does not reach the module"):
             walk.see(0, torch.nn.Linear(1, 1), output_of)

@@ -6,6 +6,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from ...errors import UserInputError
+from ...planning.byte_sizes import unit_of
 from .report import EfficiencyReport
 from .size import PARTS
 
@@ -16,7 +17,6 @@ _COLOURS = ("#999999", "#CC79A7", "#F0E442", "#0072B2", "#56B4E9", "#009E73", "#
 _DARK = "#0072B2"
 # A part narrower than this share of the longest bar has no room for its figure.
 _NARROW = 0.05
-_UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
 
 def plot_memory(
@@ -37,7 +37,7 @@ def plot_memory(
         raise UserInputError("there is no report to draw: measure a model first.")
     stacks = {name: memory_parts(report, context, batch_size) for name, report in reports.items()}
     totals = [sum(stack.values()) for stack in stacks.values()]
-    unit, symbol = next((u for u in _UNITS if max(totals) >= u[0]), _UNITS[-1])
+    unit, symbol = unit_of(max(totals))
     figure = Figure(figsize=(8, 1.6 + 0.7 * len(stacks)), layout="constrained")
     axes = figure.subplots()
     left = [0.0] * len(stacks)

@@ -9,6 +9,7 @@ from transformers import ProcessorMixin
 from ...calibration.batches import make_batch
 from ...calibration.rows import Rows
 from ...errors import UserInputError
+from ...planning.byte_sizes import in_gigabytes
 from ..tokens import positions
 from .cache_index import CacheIndex
 
@@ -50,11 +51,11 @@ def room_for(index: CacheIndex, folder: Path, processor: ProcessorMixin, rows: R
     free = shutil.disk_usage(next(path for path in (folder, *folder.absolute().parents) if path.exists())).free
     if free < lacking:
         raise UserInputError(
-            f"the disk of '{folder}' has {_size(free)} left and the teacher cache needs {_size(lacking)}: choose a "
-            "smaller top_k, a loss without 'hidden', fewer rows or another folder."
+            f"the disk of '{folder}' has {in_gigabytes(free)} left and the teacher cache needs "
+            f"{in_gigabytes(lacking)}: choose a smaller top_k, a loss without 'hidden', fewer rows or another folder."
         )
     return (
-        f"The teacher cache takes {a_token:,} bytes an answer token, about {_size(total)} in all "
+        f"The teacher cache takes {a_token:,} bytes an answer token, about {in_gigabytes(total)} in all "
         f"({len(rows):,} rows of about {a_row:.1f} answer tokens)."
     )
 
@@ -64,7 +65,3 @@ def _tokens_a_row(processor: ProcessorMixin, rows: Rows) -> float:
     some = range(0, len(rows), -(-len(rows) // _SAMPLE))
     counts = [int(positions(make_batch(processor, [rows[i]]).modality, "answer").sum()) for i in some]
     return sum(counts) / len(counts)
-
-
-def _size(size: float) -> str:
-    return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.2f} MB"

@@ -30,7 +30,7 @@ def test_a_disk_that_fills_up_keeps_finished_shards(tmp_path, monkeypatch, passe
             raise OSError(errno.ENOSPC, "No space left on device")
         fsync(handle)
 
-    monkeypatch.setattr(cache_index.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     assert teacher_cache.refusal(folder) == (
         "the disk is full at shard 3 of 3 of the teacher cache: free some room and run again; finished shards are "
         "kept."
