@@ -122,7 +122,8 @@ def refuse_idle_flags(args: Namespace, config: PruningConfig, sizes_only: bool) 
     if args.search or (repaired and args.dataset):
         # Rows are read all the same, and drawn by the seed.
         by_weights = PASSES
-    idle = {"weights": by_weights, "forward": ("gradient_checkpointing",), "backward": ()}[needs]
+    forward_only = ("gradient_checkpointing",)
+    idle = {"weights": by_weights, "forward": forward_only, "rows": forward_only, "backward": ()}[needs]
     looks = "looks at weights alone" if needs == "weights" else "takes no gradients"
     for flag in given(args, idle):
         raise UserInputError(f"importance '{config.importance}' {looks}: leave {flag} out.")

@@ -22,12 +22,14 @@ class Subject:
         layers_prefix: name of the list of decoder layers.
         groups: the width groups, their layouts known.
         seed: seed of random scores.
+        protected: layers that must stay.
     """
 
     model: PreTrainedModel
     layers_prefix: str
     groups: tuple[Group, ...]
     seed: int
+    protected: frozenset[int] = frozenset()
 
     @property
     def layers(self) -> nn.ModuleList:
@@ -52,6 +54,10 @@ class Observer(ABC):
     def attach(self) -> Sequence[RemovableHandle]:
         """Hooks for the calibration passes; none where weights alone decide."""
         return ()
+
+    def run(self, batches: Sequence[Batch]) -> None:
+        """Passes of its own, for a metric that needs the "rows": batches on the model's device, model in eval mode."""
+        raise NotImplementedError
 
     @abstractmethod
     def scores(self) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from .taylor import Taylor, TaylorGroup
 from .weights import LayerMagnitude, RandomLayers, RandomUnits, UnitMagnitude
 
 
-Needs = Literal["weights", "forward", "backward"]
+Needs = Literal["weights", "forward", "backward", "rows"]
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,8 @@ class Metric:
     """How to make a metric.
 
     Attributes:
-        needs: "weights" alone, "forward" passes or "backward" passes over calibration rows.
+        needs: "weights" alone, "forward" passes or "backward" passes over calibration rows, or the "rows" themselves,
+            of which the observer makes passes of its own.
         create: makes the observer.
         samples: calibration rows by default (the paper's numbers for gradients and for Block Influence).
         one_batch: whether all rows belong in one batch, because the score is not linear in the gradient.
@@ -46,8 +47,8 @@ METRICS: dict[str, dict[str, Metric]] = {
 
 # The other method's metric that the same passes give for nothing, so that one file of scores serves both methods.
 COMPANIONS: dict[str, dict[Needs, str]] = {
-    "layer": {"weights": "magnitude", "forward": "block_influence", "backward": "block_influence"},
-    "width": {"weights": "magnitude_l2", "forward": "activation", "backward": "activation"},
+    "layer": {"weights": "magnitude"} | dict.fromkeys(("forward", "backward", "rows"), "block_influence"),
+    "width": {"weights": "magnitude_l2"} | dict.fromkeys(("forward", "backward", "rows"), "activation"),
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from ..backbone import Backbone, Group, NotExpressibleError, refuse_offloaded, with_layouts
 from ..calibration.batches import Batch, Modality, batches
-from ..calibration.engine import run_calibration
+from ..calibration.engine import evaluating, run_calibration
 from ..calibration.rows import load_rows
 from ..errors import UserInputError
 from .observer import Observer, Subject
@@ -51,7 +51,8 @@ def score(
     scored = scored_as(config.method)
     if scored == "width":
         backbone.without(left_out).width_groups()
-    subject = Subject(model, backbone.layers_prefix, tuple(groups), config.seed)
+    protected = frozenset(backbone.protected_layers) | frozenset(config.protected_layers or ())
+    subject = Subject(model, backbone.layers_prefix, tuple(groups), config.seed, protected)
     other = "width" if scored == "layer" else "layer"
     metrics = {scored: config.importance, other: companion(scored, config.importance)}
     observers = [METRICS[name][method].create(subject) for method, name in metrics.items()]
@@ -90,9 +91,15 @@ def _calibrate(
     rows = load_rows(dataset, config.dataset_split, config.num_samples or metric.samples, config.seed)
     size = config.batch_size or (len(rows) if metric.one_batch else DEFAULT_BATCH_SIZE)
     counts: Counter[str] = Counter()
+    made: Iterable[Batch] = _counted(batches(processor, rows, size), counts)
+    if metric.needs == "rows":
+        made = [batch.to(subject.model.device, subject.model.dtype) for batch in made]
+        with evaluating(subject.model), torch.no_grad():
+            observers[0].run(made)
+        observers = observers[1:]
     run_calibration(
         subject.model,
-        _counted(batches(processor, rows, size), counts),
+        made,
         observers,
         subject.layers,
         backward=metric.needs == "backward",

@@ -13,9 +13,9 @@ from transformers import PreTrainedModel, ProcessorMixin
 from ..backbone import Backbone, NotExpressibleError
 from ..calibration.batches import Modality, batches
 from ..calibration.engine import evaluating
+from ..calibration.walk import Walk, input_of, output_of
 from ..planning import PruningPlan
 from .least_squares import Moments, best_ridge, ridge_solution
-from .walk import Walk, input_of, output_of
 
 
 BATCH_SIZE = 8

@@ -285,6 +285,6 @@ def test_the_papers_metrics_are_the_defaults():
 @pytest.mark.parametrize(("method", "name"), PAIRS)
 def test_the_companion_scores_the_other_method_in_the_same_passes(method, name):
     other = "width" if method == "layer" else "layer"
-    passes = ["weights", "forward", "backward"]
+    passes = ["weights", "forward", "backward", "rows"]
     needed = METRICS[companion(method, name)][other].needs
     assert passes.index(needed) <= passes.index(METRICS[name][method].needs)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..backbone.finding import image_encoder
-from ..calibration.batches import Batch
+from .batches import Batch
 
 
 Look = Callable[[nn.Module, list], Any]

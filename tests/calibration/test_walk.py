@@ -9,7 +9,7 @@ from importance.naive import batch_of
 
 from optimum_mllm_prune.backbone import Backbone
 from optimum_mllm_prune.calibration.engine import evaluating
-from optimum_mllm_prune.repair.walk import Walk, input_of, output_of
+from optimum_mllm_prune.calibration.walk import Walk, input_of, output_of
 
 
 @cache
