@@ -5,11 +5,12 @@ from typing import Any
 from optimum.configuration_utils import BaseConfig
 
 from .errors import UserInputError
-from .importance.registry import METRICS, default_metric, metrics_for
+from .importance.registry import METRICS, METRICS_OF_ERRORS, default_metric, metrics_for
 from .json_types import fits, in_words
 from .version import __version__
 
 
+AUTO = "auto"
 METHODS = ("auto", "layer", "width", "mixed")
 REPAIRS = ("auto", "none", "least-squares")
 HEAD_UNITS = ("auto", "group", "query")
@@ -38,7 +39,9 @@ class PruningConfig(BaseConfig):
         head_unit: "group" removes whole key-value groups, "query" removes query heads, as many in every group,
             "auto" is "group" unless all heads share one key-value head.
         head_share: how fast heads go compared with MLP channels, in [0, 1]: 1 takes the same share of both, as in the
-            paper, 0 leaves the heads whole and takes all from the MLP.
+            paper, 0 leaves the heads whole and takes all from the MLP; "auto" takes the split that leaves the
+            least error, of an importance that measures errors ("reconstruction"). By default "auto" with such a one, 1
+            with any other.
         channel_multiple: MLP widths become a multiple of this; by default the largest power of two up to 64 that
             divides the present width and moves the ratio by less than a point.
         allow_twin: whether the text backbone may be declared as its numerically identical twin where its own config
@@ -71,7 +74,7 @@ class PruningConfig(BaseConfig):
     num_samples: int | None = None
     batch_size: int | None = None
     head_unit: str = "auto"
-    head_share: float = 1.0
+    head_share: float | str | None = None
     channel_multiple: int | None = None
     allow_twin: bool = True
     repair: str = "auto"
@@ -93,6 +96,7 @@ class PruningConfig(BaseConfig):
         super().__post_init__()
         self._resolve_size()
         self._resolve_method()
+        self._resolve_head_share()
         self._check_ranges()
         self._check_types()
 
@@ -132,14 +136,25 @@ class PruningConfig(BaseConfig):
                 f"use one of {', '.join(metrics_for(self.method))}."
             )
 
+    def _resolve_head_share(self) -> None:
+        measured = self.importance in METRICS_OF_ERRORS
+        if self.head_share is None:
+            self.head_share = AUTO if measured else 1.0
+        if self.head_share == AUTO and not measured:
+            raise UserInputError(
+                f"head_share 'auto' weighs errors, which importance '{self.importance}' does not measure: give a "
+                f"number, or use importance {' or '.join(METRICS_OF_ERRORS)}."
+            )
+
     def _check_ranges(self) -> None:
         if self.ratio is not None and not (_is_number(self.ratio) and 0 < self.ratio < 1):
             raise UserInputError(
                 f"ratio must lie between 0 and 1 (0.15 removes 15 % of the language backbone), got {self.ratio}."
             )
-        if not (_is_number(self.head_share) and 0 <= self.head_share <= 1):
+        if self.head_share != AUTO and not (_is_number(self.head_share) and 0 <= self.head_share <= 1):
             raise UserInputError(
-                f"head_share must lie between 0 (MLP channels alone) and 1 (as much of both), got {self.head_share}."
+                "head_share must be 'auto' or lie between 0 (MLP channels alone) and 1 (as much of both), got "
+                f"{self.head_share}."
             )
         if not (_is_number(self.layer_share) and 0 < self.layer_share < 1):
             raise UserInputError(

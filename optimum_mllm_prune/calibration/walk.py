@@ -1,7 +1,7 @@
 """A model walked through layer by layer: what lies before the present layer is computed once and kept."""
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -14,6 +14,9 @@ from .batches import Batch
 
 Look = Callable[[nn.Module, list], Any]
 """Puts a hook on a module that notes a tensor in a list and raises `Seen`; returns its handle."""
+
+Watch = Callable[[int, Tensor], None]
+"""Told the number of the batch and what a module is given."""
 
 # Of the largest value: what a skipped beginning may change by rounding.
 _ROUNDING = 1e-3
@@ -44,15 +47,33 @@ class Walk:
         self._before: list[Any] = [None] * len(batches)
         self.skips = self._can_skip()
 
-    def advance(self) -> None:
-        """Go on to the next layer; what the present one gives is kept from now on."""
-        if self.skips:
-            self._before = [self._run(i, self.layers[self.layer], output_of) for i in range(len(self.batches))]
+    def advance(self, watched: Mapping[nn.Module, Watch] | None = None) -> None:
+        """Go on to the next layer; what the present one gives is kept from now on.
+
+        Args:
+            watched: modules that run on the way, and who is told of their inputs.
+        """
+        if self.skips or watched:
+            given = [self._watched(number, watched or {}) for number in range(len(self.batches))]
+            self._before = given if self.skips else self._before
         self.layer += 1
 
     def see(self, number: int, module: nn.Module, look: Look) -> Tensor:
         """What a hook sees at a module of the present layer, with one of the batches."""
         return self._run(number, module, look)
+
+    def stream(self, number: int) -> Tensor:
+        """What the layer before the present one gives, with one of the batches: (rows, tokens, hidden_size)."""
+        if self.skips:
+            return _tensor(self._before[number])
+        return _tensor(self._run(number, self.layers[self.layer - 1], output_of))
+
+    def _watched(self, number: int, watched: Mapping[nn.Module, Watch]) -> Any:
+        with ExitStack() as stack:
+            for module, tell in watched.items():
+                hook = module.register_forward_pre_hook(lambda _, args, tell=tell: tell(number, args[0]))
+                stack.callback(hook.remove)
+            return self._run(number, self.layers[self.layer], output_of)
 
     def _run(self, number: int, module: nn.Module, look: Look) -> Any:
         found: list[Any] = []

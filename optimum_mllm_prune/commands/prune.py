@@ -67,6 +67,14 @@ class MLLMPruneCommand(BaseOptimumCLICommand):
         carry_out(self, "prune_run", LESS_MEMORY)
 
 
+def head_share(text: str) -> float | str:
+    """A number, or "auto". Raises ArgumentTypeError."""
+    try:
+        return text if text == "auto" else float(text)
+    except ValueError:
+        raise ArgumentTypeError(f"'{text}' is neither auto nor a number from 0 to 1") from None
+
+
 def parameter_count(text: str) -> int:
     """A number of parameters: 5000000000, 5_000_000_000, 5B, 500M or 1.5b."""
     unit = {"k": 10**3, "m": 10**6, "b": 10**9}.get(text[-1:].lower())
@@ -117,7 +125,8 @@ def _add_importance(parser: ArgumentParser) -> None:
     group = parser.add_argument_group("importance and calibration")
     group.add_argument(
         "--importance",
-        help="width: taylor (default), taylor_group, activation, wanda, magnitude_l1, magnitude_l2, random; "
+        help="width: taylor (default), taylor_group, reconstruction, activation, wanda, magnitude_l1, magnitude_l2, "
+        "random; "
         "layer: block_influence (default), magnitude, random",
     )
     group.add_argument(
@@ -140,9 +149,9 @@ def _add_plan(parser: ArgumentParser) -> None:
     add_flag(
         group,
         "--head-share",
-        type=float,
-        default=1.0,
-        help="how fast heads go compared with MLP channels: 1 evenly, as in the paper (default), 0 not at all",
+        type=head_share,
+        help="how fast heads go compared with MLP channels: 1 evenly, as in the paper, 0 not at all; auto: the split "
+        "that leaves the least error (default with importance reconstruction, else 1)",
     )
     add_flag(
         group,

@@ -36,7 +36,6 @@ SIZES_ALONE = ("output", *CALIBRATION, "seed", "overwrite", "dtype", "device", "
 DEFAULTS = {
     "method": "auto",
     "head_unit": "auto",
-    "head_share": 1.0,
     "repair": "auto",
     "repair_samples": 128,
     "layer_share": 0.5,

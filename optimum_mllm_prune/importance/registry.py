@@ -8,6 +8,7 @@ from typing import Literal
 from .activation import Activation, Wanda
 from .block_influence import BlockInfluence
 from .observer import Observer, Subject
+from .reconstruction import Reconstruction
 from .taylor import Taylor, TaylorGroup
 from .weights import LayerMagnitude, RandomLayers, RandomUnits, UnitMagnitude
 
@@ -40,6 +41,7 @@ METRICS: dict[str, dict[str, Metric]] = {
     "taylor_group": {"width": Metric("backward", TaylorGroup, 10)},
     "activation": {"width": Metric("forward", Activation, 50)},
     "wanda": {"width": Metric("forward", Wanda, 50)},
+    "reconstruction": {"width": Metric("rows", Reconstruction, 50)},
     "magnitude_l1": {"width": Metric("weights", partial(UnitMagnitude, norm="l1"))},
     "magnitude_l2": {"width": Metric("weights", partial(UnitMagnitude, norm="l2"))},
     "random": {"layer": Metric("weights", RandomLayers), "width": Metric("weights", RandomUnits)},
@@ -50,6 +52,9 @@ COMPANIONS: dict[str, dict[Needs, str]] = {
     "layer": {"weights": "magnitude"} | dict.fromkeys(("forward", "backward", "rows"), "block_influence"),
     "width": {"weights": "magnitude_l2"} | dict.fromkeys(("forward", "backward", "rows"), "activation"),
 }
+
+# Of these a score is an error that removal leaves, so that heads and channels can be weighed against each other.
+METRICS_OF_ERRORS = ("reconstruction",)
 
 
 def scored_as(method: str) -> str:

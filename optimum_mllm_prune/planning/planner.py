@@ -14,9 +14,10 @@ from ..configuration import PruningConfig
 from ..errors import UserInputError
 from ..importance import Scores
 from ..importance.registry import scored_as
-from .budget import Budget, budget_of, layers_to_remove, removed_with, width_sizes
+from .budget import Budget, budget_of, layers_to_remove, removed_with
 from .plan import PruningPlan
 from .selection import layer_order, weakest
+from .width import width_sizes
 
 
 @dataclass(frozen=True)
@@ -38,13 +39,14 @@ class Account:
     notes: list[str]
 
 
-def account(backbone: Backbone, config: PruningConfig, layer_scores: torch.Tensor | None = None) -> Account:
+def account(backbone: Backbone, config: PruningConfig, scores: Scores | None = None) -> Account:
     """Sizes and parameters from the config alone.
 
     Args:
         backbone: of the original model.
         config: what is wanted.
-        layer_scores: fp32 (layers,) where layers go; without, the last layers stand for those that will.
+        scores: of the model; without, the last layers stand for those that will go, and heads and MLP lose the same
+            share where errors were to decide.
 
     Raises:
         UserInputError: the wish cannot be met.
@@ -54,12 +56,12 @@ def account(backbone: Backbone, config: PruningConfig, layer_scores: torch.Tenso
     if config.method != "width":
         by_layers = budget if config.method == "layer" else budget.part(config.layer_share)
         with _said_of(f"for layer_share {config.layer_share:g}" if config.method == "mixed" else None):
-            removed, notes = _removed_layers(backbone, config, by_layers, layer_scores)
+            removed, notes = _removed_layers(backbone, config, by_layers, scores)
         sizes = Sizes(tuple(i for i in range(backbone.num_layers) if i not in removed))
     if config.method != "layer":
         left = budget.without(removed_with(backbone, sizes.kept_layers))
         with _said_of(f"by width, after {len(removed)} whole layers" if config.method == "mixed" else None):
-            sizes, more = width_sizes(backbone, config, left, sizes.kept_layers)
+            sizes, more = width_sizes(backbone, config, left, sizes.kept_layers, scores)
         notes += more
     return _accounted(backbone, sizes, round(budget.ratio, 6), notes)
 
@@ -123,7 +125,7 @@ def make_plan(backbone: Backbone, config: PruningConfig, scores: Scores) -> Prun
             f"not '{config.importance}': name that importance or calibrate again."
         )
     backbone = backbone.without(scores.left_out)
-    made = account(backbone, config, None if config.method == "width" else scores.of_layers(backbone.num_layers))
+    made = account(backbone, config, scores)
     return PruningPlan(
         method=config.method,
         importance=config.importance,
@@ -144,7 +146,7 @@ def make_plan(backbone: Backbone, config: PruningConfig, scores: Scores) -> Prun
 
 
 def _removed_layers(
-    backbone: Backbone, config: PruningConfig, budget: Budget, scores: torch.Tensor | None
+    backbone: Backbone, config: PruningConfig, budget: Budget, scores: Scores | None
 ) -> tuple[list[int], list[str]]:
     protected = dict(backbone.protected_layers)
     for layer in config.protected_layers or ():
@@ -153,9 +155,9 @@ def _removed_layers(
                 f"protected_layers has {layer}, the model's layers are 0 to {backbone.num_layers - 1}."
             )
         protected.setdefault(layer, "asked for")
-    if scores is None:
-        scores = -torch.arange(backbone.num_layers, dtype=torch.float32)
-    order = layer_order(scores, backbone.layer_kinds, protected)
+    last_first = -torch.arange(backbone.num_layers, dtype=torch.float32)
+    by_layer = last_first if scores is None else scores.of_layers(backbone.num_layers)
+    order = layer_order(by_layer, backbone.layer_kinds, protected)
     removed = layers_to_remove(backbone, config, budget, order)
     notes = [f"layers: {backbone.num_layers} -> {backbone.num_layers - len(removed)}"]
     if protected:

@@ -5,16 +5,18 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from ..backbone import Backbone, Sizes
-from ..configuration import PruningConfig
+from ..configuration import AUTO, PruningConfig
 from ..errors import UserInputError
 from ..importance import Scores
+from ..importance.registry import METRICS_OF_ERRORS
 from ..planning import PruningPlan, make_plan
-from ..planning.budget import LARGEST_STEP
 from ..planning.fitting import least_ratio
+from ..planning.width import LARGEST_STEP
 
 
 # How fast heads go compared with MLP channels: as in the paper, half as fast, not at all.
 _HEAD_SHARES = (1.0, 0.5, 0.0)
+_ENDS = (1.0, 0.0)
 # How much of a mixture is whole layers.
 _LAYER_SHARES = (1 / 3, 2 / 3)
 
@@ -90,15 +92,18 @@ def _small_enough(
 
 def _wishes(config: PruningConfig, scores: Scores) -> Iterator[tuple[str, PruningConfig]]:
     yield "layers", _changed(config, method="layer", importance=scores.metrics["layer"])
-    for head_share in _HEAD_SHARES:
+    measured = (AUTO,) if config.importance in METRICS_OF_ERRORS else ()
+    for head_share in (*measured, *_HEAD_SHARES):
         yield _width_name(head_share), _changed(config, method="width", head_share=head_share)
     for layer_share in _LAYER_SHARES:
-        for head_share in (_HEAD_SHARES[0], _HEAD_SHARES[-1]):
+        for head_share in (*measured, *_ENDS):
             name = f"{100 * layer_share:.0f} % layers, {_width_name(head_share)}"
             yield name, _changed(config, method="mixed", head_share=head_share, layer_share=layer_share)
 
 
-def _width_name(head_share: float) -> str:
+def _width_name(head_share: float | str) -> str:
+    if head_share == AUTO:
+        return "heads and MLP as their errors say"
     if head_share == 0:
         return "MLP"
     return "heads and MLP" if head_share == 1 else f"heads at {head_share:g} of the pace, MLP"

@@ -76,3 +76,19 @@ def test_a_module_that_is_never_reached():
         walk = Walk(model, layers, [batch_of("llava_llama_gqa", model.config)])
         with pytest.raises(RuntimeError, match="does not reach the module"):
             walk.see(0, torch.nn.Linear(1, 1), output_of)
+
+
+@pytest.mark.parametrize("family", ["llava_llama_gqa", "qwen3_vl", "gemma4"])
+def test_who_watches_is_told_on_the_way(family):
+    model = made(family)
+    layers = model.get_submodule(Backbone.of(model).layers_prefix)
+    batch = batch_of(family, model.config)
+    with evaluating(model), torch.no_grad():
+        walk = Walk(model, layers, [batch, batch])
+        for layer in layers:
+            leaf = [m for m in layer.modules() if isinstance(m, torch.nn.Linear)][-1]
+            told = {}
+            walk.advance({leaf: told.__setitem__})
+            assert sorted(told) == [0, 1]
+            assert torch.allclose(told[1], whole(model, leaf, batch, True), atol=1e-4)
+            assert torch.allclose(walk.stream(1), whole(model, layer, batch, False), atol=1e-4)

@@ -216,7 +216,7 @@ class TestNames:
             (("--protect-layers", "1"), "--protect-layers has no effect with method 'width': leave it out."),
             (("--private",), "--private is only used with --push-to-hub: add it, or leave --private out."),
             (("--head-share", "2"),
-             "head_share must lie between 0 (MLP channels alone) and 1 (as much of both), got 2.0."),
+             "head_share must be 'auto' or lie between 0 (MLP channels alone) and 1 (as much of both), got 2.0."),
             (("--repo-id", "me/it"), "--repo-id is only used with --push-to-hub: add it, or leave --repo-id out."),
             (("--push-to-hub",), "--push-to-hub needs --repo-id, the repository to push to (me/my-model)."),
             (("--push-to-hub", "--repo-id", "me/it", "--dry-run"),

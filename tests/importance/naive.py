@@ -7,7 +7,7 @@ from families import FAMILIES
 
 from optimum_mllm_prune.backbone import Backbone, with_layouts
 from optimum_mllm_prune.calibration.batches import Batch, Modality
-from optimum_mllm_prune.calibration.engine import run_calibration
+from optimum_mllm_prune.calibration.engine import evaluating, run_calibration
 from optimum_mllm_prune.importance import METRICS, Subject
 
 
@@ -61,7 +61,10 @@ def calibrated(subject, method, name, batches, **options):
     """The scores of a metric after all batches."""
     metric = METRICS[name][method]
     observer = metric.create(subject)
-    if metric.needs != "weights":
+    if metric.needs == "rows":
+        with evaluating(subject.model), torch.no_grad():
+            observer.run(list(batches))
+    elif metric.needs != "weights":
         run_calibration(
             subject.model, batches, [observer], subject.layers, backward=metric.needs == "backward", **options
         )
@@ -260,3 +263,46 @@ def block_influence(subject, batches):
                     a, b = entering[row, token], leaving[row, token]
                     turned[layer].append(1 - (a @ b) / (a @ a).sqrt() / (b @ b).sqrt())
     return {"layers": torch.stack([torch.stack(values).mean() for values in turned])}
+
+
+def reconstruction(subject, batches):
+    """Greedy: at every step all is worked out anew from the Gram matrix of what is left."""
+    weights = {name: p.detach().double() for name, p in subject.model.named_parameters()}
+    each = [(batch, seen(subject.model, batch, readers(subject))) for batch in batches]
+    text = subject.model.config.text_config
+    found = {
+        "heads": torch.empty(text.num_hidden_layers, text.num_key_value_heads),
+        "channels": torch.empty(text.num_hidden_layers, text.intermediate_size),
+    }
+    for kind, errors in found.items():
+        for layer in range(len(errors)):
+            units = [owned(subject, kind, layer, unit)[1] for unit in range(errors.shape[1])]
+            reader = units[0][0]
+            rows = [
+                states[reader.removesuffix(".weight")][0][row, real_tokens(batch, row)]
+                for batch, states in each
+                for row in range(len(batch.labels))
+            ]
+            errors[layer] = _greedy(torch.cat(rows), weights[reader], [columns for _, columns in units])
+    return {kind: errors.double() for kind, errors in found.items()}
+
+
+def _greedy(x, weight, units):
+    gram = x.T @ x
+    gram += 0.01 * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
+    whole = (weight @ gram @ weight.T).trace()
+    left, errors = set(range(len(units))), torch.empty(len(units))
+    while left:
+        columns = [column for unit in sorted(left) for column in units[unit]]
+        inverse = torch.linalg.inv(gram[columns][:, columns])
+        fitted = weight @ gram[:, columns] @ inverse
+        spent = whole - (fitted @ gram[columns][:, columns] @ fitted.T).trace()
+        added = {}
+        for unit in sorted(left):
+            own = [columns.index(column) for column in units[unit]]
+            block = torch.linalg.inv(inverse[own][:, own])
+            added[unit] = (fitted[:, own] @ block @ fitted[:, own].T).trace()
+        gone = min(added, key=added.get)
+        errors[gone] = (spent + added[gone]) / whole
+        left.remove(gone)
+    return errors

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from optimum_mllm_prune.backbone import Backbone, NotExpressibleError, model_class_of
 from optimum_mllm_prune.configuration import PruningConfig
 from optimum_mllm_prune.errors import UserInputError
+from optimum_mllm_prune.importance import Scores
 from optimum_mllm_prune.planning import account
-from optimum_mllm_prune.planning.budget import channel_multiple
+from optimum_mllm_prune.planning.width import channel_multiple
 
 
 RATIOS = [0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6]
@@ -151,7 +152,7 @@ def test_the_multiple_is_the_largest_that_divides_and_moves_the_ratio_by_less_th
 
 
 def test_the_layers_with_the_lowest_scores_go():
-    scores = torch.tensor([0.5, 0.1, 0.4, 0.2])
+    scores = Scores({"layers": torch.tensor([0.5, 0.1, 0.4, 0.2])})
     made = account(backbone_of("llava_llama"), PruningConfig(num_layers=2), scores)
     assert made.sizes.kept_layers == (0, 2)
     made = account(backbone_of("llava_llama"), PruningConfig(num_layers=2, protected_layers=[1]), scores)
