@@ -12,9 +12,18 @@ from .version import __version__
 
 AUTO = "auto"
 METHODS = ("auto", "layer", "width", "mixed")
-REPAIRS = ("auto", "none", "least-squares")
+REPAIRS = ("auto", "none", "least-squares", "linear-map")
 HEAD_UNITS = ("auto", "group", "query")
 DEFAULT_RATIO = 0.15
+_COUNTS = (
+    "num_layers",
+    "target_params",
+    "num_samples",
+    "batch_size",
+    "channel_multiple",
+    "repair_samples",
+    "steps",
+)
 _STAMPS = {"optimum_mllm_prune_version", "optimum_version", "transformers_version"}
 
 
@@ -47,9 +56,12 @@ class PruningConfig(BaseConfig):
         allow_twin: whether the text backbone may be declared as its numerically identical twin where its own config
             class rejects the head count (Llama as Mistral).
         repair: "least-squares" refits in closed form the linear maps that read heads and channels, so that they give
-            what the original's give; "none" leaves them as they were cut; "auto" refits where there are calibration
-            rows and width goes.
+            what the original's give, and before removed layers what is in the stream after these; "linear-map" maps
+            only the output of the MLP before removed layers (method "layer"); "none" leaves all as it was cut; "auto"
+            is "least-squares" where there are calibration rows.
         repair_samples: rows to refit on, of the same data.
+        steps: in how many steps the plan is made (methods "layer" and "width"): each scores what the last one left,
+            repaired. Worth its time where much goes.
         protected_layers: decoder layers that must stay (methods "layer" and "mixed").
         gradient_checkpointing: recompute activations in gradient metrics: less memory, more time.
         seed: seed of every random choice.
@@ -79,6 +91,7 @@ class PruningConfig(BaseConfig):
     allow_twin: bool = True
     repair: str = "auto"
     repair_samples: int = 128
+    steps: int = 1
     protected_layers: list[int] | None = None
     gradient_checkpointing: bool = False
     seed: int = 42
@@ -127,6 +140,12 @@ class PruningConfig(BaseConfig):
             self.method = "layer" if self.num_layers is not None else "width"
         if self.method != "layer" and self.num_layers is not None:
             raise UserInputError("num_layers removes whole layers: use it with method 'layer', or give a ratio.")
+        if self.repair == "linear-map" and self.method != "layer":
+            raise UserInputError(
+                f"repair 'linear-map' stands in for removed layers: with method '{self.method}' use 'least-squares'."
+            )
+        if self.steps != 1 and self.method == "mixed":
+            raise UserInputError("steps go with method 'layer' or 'width': take one step, or one of these.")
         if self.importance is None:
             self.importance = default_metric(self.method)
         _one_of("importance", self.importance, sorted(METRICS))
@@ -160,7 +179,7 @@ class PruningConfig(BaseConfig):
             raise UserInputError(
                 f"layer_share must lie between 0 and 1 (0.5 takes half of it by whole layers), got {self.layer_share}."
             )
-        for key in ("num_layers", "target_params", "num_samples", "batch_size", "channel_multiple", "repair_samples"):
+        for key in _COUNTS:
             value = getattr(self, key)
             if value is not None and not (_is_whole(value) and value >= 1):
                 raise UserInputError(f"{key} must be a whole number of at least 1, got {value}.")

@@ -35,6 +35,7 @@ from .importance.scoring import score
 from .loading import commit_of, load_config, load_model, with_origin
 from .planning import PruningPlan, checked, make_plan
 from .repair import Repair, repair, rows_to_repair
+from .steps import stepwise_plan
 from .surgery import pruned_model
 
 
@@ -146,6 +147,12 @@ class MLLMPruner:
         """
         backbone = self.backbone(config.head_unit)
         config = self._with_origin(config, dataset)
+        if config.steps > 1:
+            self._refuse_pruned()
+            with self._timed("planning"):
+                plan, *calibrated = stepwise_plan(self.model, self.processor, backbone, config, dataset, scores)
+            self._keep(*calibrated)
+            return plan
         if scores is None:
             scores = self.score(config, dataset)
         self._keep(scores)

@@ -62,6 +62,16 @@ class Walk:
         """What a hook sees at a module of the present layer, with one of the batches."""
         return self._run(number, module, look)
 
+    def through(self, number: int, module: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
+        """What a module of the present layer is given and gives, and what the layer gives, with one of the batches."""
+        found: list[Tensor] = []
+        handle = module.register_forward_hook(lambda _, args, output: found.extend((args[0], output)))
+        try:
+            leaving = self._run(number, self.layers[self.layer], output_of)
+        finally:
+            handle.remove()
+        return found[0], found[1], _tensor(leaving)
+
     def stream(self, number: int) -> Tensor:
         """What the layer before the present one gives, with one of the batches: (rows, tokens, hidden_size)."""
         if self.skips:

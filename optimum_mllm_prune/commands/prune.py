@@ -169,10 +169,17 @@ def _add_plan(parser: ArgumentParser) -> None:
     group.add_argument(
         "--repair",
         default="auto",
-        help="refit what is left in closed form to what the original gives: least-squares, none, auto (where width "
-        "goes and rows are there; default)",
+        help="refit what is left in closed form to what the original gives: least-squares, linear-map (layers alone), "
+        "none, auto (least-squares where rows are there; default)",
     )
     add_flag(group, "--repair-samples", type=int, default=128, help="rows to refit on (default 128)")
+    add_flag(
+        group,
+        "--steps",
+        type=int,
+        default=1,
+        help="make the plan in so many steps, each scored on what the last one left, repaired (default 1)",
+    )
     add_flag(
         group,
         "--protect-layers",

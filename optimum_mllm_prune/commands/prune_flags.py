@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from ..configuration import PruningConfig
 from ..errors import UserInputError
 from ..importance.registry import metric_of
-from ..repair import repairs
+from ..repair import repair_method
 from .command_line import spelt
 from .shared_checks import refuse_bad_push, refuse_idle_revision, refuse_unknown_dtype
 
@@ -38,6 +38,7 @@ DEFAULTS = {
     "head_unit": "auto",
     "repair": "auto",
     "repair_samples": 128,
+    "steps": 1,
     "layer_share": 0.5,
     "no_twin": False,
     "gradient_checkpointing": False,
@@ -64,6 +65,7 @@ def refuse_contradictions(args: Namespace) -> None:
             *MIXED_ONLY,
             "repair",
             "repair_samples",
+            "steps",
             "importance",
             "method",
             "scores",
@@ -73,7 +75,7 @@ def refuse_contradictions(args: Namespace) -> None:
         for flag in given(args, all_flags):
             raise UserInputError(f"--plan says all that is removed: leave {flag} out.")
     if args.scores:
-        for flag in given(args, (*PASSES, "seed")):
+        for flag in given(args, (*PASSES, "seed", "steps")):
             raise UserInputError(f"--scores stands for an earlier calibration: leave {flag} out.")
     refuse_bad_push(args)
     refuse_unknown_dtype(args.dtype)
@@ -91,7 +93,9 @@ def refuse_contradictions(args: Namespace) -> None:
     if args.search:
         if not args.dataset:
             raise UserInputError("--search scores plans on rows: name them with --dataset.")
-        for flag in given(args, ("method", "num_layers", "head_share", "layer_share", "protect_layers", "scores")):
+        for flag in given(
+            args, ("method", "steps", "num_layers", "head_share", "layer_share", "protect_layers", "scores")
+        ):
             raise UserInputError(f"--search tries all methods after a calibration of its own: leave {flag} out.")
         if args.search_rows is not None and args.search_rows < 1:
             raise UserInputError(f"--search-rows must be at least 1, got {args.search_rows}.")
@@ -100,7 +104,7 @@ def refuse_contradictions(args: Namespace) -> None:
 def refuse_idle_flags(args: Namespace, config: PruningConfig, sizes_only: bool) -> None:
     """Flags that would have no effect are told rather than ignored."""
     needs = metric_of(config.importance, config.method).needs
-    repaired = repairs(config) and not args.dry_run
+    repaired = repair_method(config) and not args.dry_run
     if not repaired and (args.plan or args.scores):
         for flag in given(args, ("dataset", "dataset_split")):
             raise UserInputError(f"nothing is scored and nothing repaired, so no row is read: leave {flag} out.")
@@ -108,8 +112,8 @@ def refuse_idle_flags(args: Namespace, config: PruningConfig, sizes_only: bool) 
         return
     if config.repair == "none" and given(args, ["repair_samples"]):
         raise UserInputError("--repair-samples has no effect with --repair none: leave it out.")
-    if config.repair == "least-squares" and not args.dataset and (args.scores or needs == "weights"):
-        raise UserInputError("--repair least-squares reads rows: name them with --dataset.")
+    if config.repair not in ("auto", "none") and not args.dataset and (args.scores or needs == "weights"):
+        raise UserInputError(f"--repair {config.repair} reads rows: name them with --dataset.")
     other = {"layer": (*WIDTH_ONLY, *MIXED_ONLY), "width": (*LAYER_ONLY, *MIXED_ONLY), "mixed": ()}
     for flag in given(args, other[config.method]):
         raise UserInputError(f"{flag} has no effect with method '{config.method}': leave it out.")

@@ -11,7 +11,7 @@ from ..calibration.rows import load_rows
 from ..configuration import PruningConfig
 from ..errors import UserInputError
 from ..importance.registry import metric_of
-from ..repair import repairs
+from ..repair import repair_method
 
 
 DEFAULT_DATASET = "HuggingFaceH4/llava-instruct-mix-vsft"
@@ -46,8 +46,8 @@ def drawn_rows(args: Namespace, config: PruningConfig, scored: bool) -> DrawnRow
     """
     metric = metric_of(config.importance, config.method)
     count = 0 if scored or metric.needs == "weights" else config.num_samples or metric.samples
-    # A dry run repairs nothing, but a search ranks plans as they will be.
-    repaired = repairs(config) and (args.search or not args.dry_run)
+    # A dry run repairs nothing in the end, but a search ranks plans as they will be, and steps build on one another.
+    repaired = repair_method(config) and (args.search or config.steps > 1 or not args.dry_run)
     more = config.repair_samples if repaired and (args.dataset or count) else 0
     held_out = (HELD_OUT if args.search_rows is None else args.search_rows) if args.search else 0
     if not count + more + held_out:

@@ -24,7 +24,7 @@ from .command_line import command_line, last_part
 from .prune_choice import Choice, choose, guided
 from .prune_flags import DEFAULTS, PATHS, SOURCES, refuse_contradictions, refuse_idle_flags
 from .prune_recover import recover_staged, staged_folder, training_arguments
-from .prune_rows import drawn_rows
+from .prune_rows import DrawnRows, drawn_rows
 from .prune_search import keep, searched
 from .prune_stages import check_evaluation, evaluate_output, goes_on, is_made
 from .summary import advice_text, plan_table, repair_text, report_table
@@ -89,7 +89,7 @@ def _make(task: _Task) -> None:
         rows = drawn_rows(args, task.choice.config, bool(task.plan or task.scores))
         pruner = MLLMPruner.from_pretrained(args.model, args.dtype, args.device, args.device_map, **task.hub)
         found = searched(pruner, task.choice, rows) if args.search else None
-        plan = found.best.plan if found else _plan(pruner, task, rows.calibration)
+        plan = found.best.plan if found else _plan(pruner, task, rows)
         plan = replace(plan, command=task.command)
         _print_advice(task.choice, args)
         print(plan_table(plan))
@@ -103,10 +103,14 @@ def _make(task: _Task) -> None:
             recover_staged(args, output, task.training, task.command)
 
 
-def _plan(pruner: MLLMPruner, task: _Task, rows: Sequence[Any] | None) -> PruningPlan:
+def _plan(pruner: MLLMPruner, task: _Task, rows: DrawnRows) -> PruningPlan:
     if task.plan:
         return pruner.check(task.plan, task.scores)
-    plan = pruner.plan(task.choice.config, rows, task.scores)
+    config = task.choice.config
+    # Between steps there are repairs, which may want more rows than the scoring.
+    plan = pruner.plan(
+        config, (rows.repair or rows.calibration) if config.steps > 1 else rows.calibration, task.scores
+    )
     task.choice.check(plan.sizes(pruner.backbone(task.choice.config.head_unit)), plan.parameters["after"])
     return plan
 
@@ -169,6 +173,7 @@ def _config_values(args: Namespace) -> dict[str, Any]:
         "allow_twin": not args.no_twin,
         "repair": args.repair,
         "repair_samples": args.repair_samples,
+        "steps": args.steps,
         "protected_layers": args.protect_layers,
         "gradient_checkpointing": args.gradient_checkpointing,
         "seed": args.seed,

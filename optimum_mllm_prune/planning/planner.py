@@ -103,10 +103,13 @@ def checked(plan: PruningPlan, backbone: Backbone) -> PruningPlan:
     Raises:
         UserInputError: it does not fit the model.
     """
-    made = _accounted(backbone, plan.sizes(backbone), plan.ratio.get("requested", 0.0), plan.notes)
-    if made.parameters == plan.parameters and made.ratio == plan.ratio:
-        return plan
-    notes = ["edited by hand: sizes worked out anew"]
+    made = worked_out(plan, backbone, ["edited by hand: sizes worked out anew"])
+    return plan if made.parameters == plan.parameters and made.ratio == plan.ratio else made
+
+
+def worked_out(plan: PruningPlan, backbone: Backbone, notes: list[str]) -> PruningPlan:
+    """A plan with its figures worked out anew from what it removes, and these notes. Raises as `checked`."""
+    made = _accounted(backbone, plan.sizes(backbone), plan.ratio.get("requested", 0.0), notes)
     return replace(plan, parameters=made.parameters, ratio=made.ratio, config_changes=made.config_changes, notes=notes)
 
 

@@ -1,8 +1,9 @@
-"""Layer by layer, the maps that read what was cut are refitted to the original's output."""
+"""Layer by layer, the maps that are left are refitted to what the original gives."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,66 +12,22 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, ProcessorMixin
 
 from ..backbone import Backbone, NotExpressibleError
-from ..calibration.batches import Modality, batches
+from ..calibration.batches import Batch, Modality, batches
 from ..calibration.engine import evaluating
 from ..calibration.walk import Walk, input_of, output_of
 from ..planning import PruningPlan
-from .least_squares import Moments, best_ridge, ridge_solution
+from .judge import Judge
+from .least_squares import RIDGES, Moments, best_ridge, ridge_solution
+from .maps import Pair, assign, moments_of, with_bias
+from .result import Refit, Repair
+from .rows import config_of, repair_method
+from .stream import share_in_stream
 
 
 BATCH_SIZE = 8
-# Shares of the mean eigenvalue, from hardly any pull to what the map was, to almost nothing else.
-RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-# One row in so many decides whether a refit is kept.
+# One row in so many is not fitted to: it decides how much a map may change, and whether the repair is kept.
 HELD_OUT = 4
-
-
-@dataclass(frozen=True)
-class Refit:
-    """One linear map.
-
-    Attributes:
-        module: its name in the pruned model.
-        before: error on held-out rows as it was cut: sum |Wx - y|^2 / sum |y|^2, y what the original gives.
-        after: the same refitted; equal to `before` where it was left alone.
-        ridge: share of the mean eigenvalue that pulled it to what it was; None where it was left alone.
-    """
-
-    module: str
-    before: float
-    after: float
-    ridge: float | None
-
-
-@dataclass(frozen=True)
-class Repair:
-    """What was refitted, and on how much.
-
-    Attributes:
-        refits: one a map, in the order of the forward pass.
-        rows: calibration rows.
-        tokens: real tokens in them.
-        notes: what a reader should know.
-    """
-
-    refits: Sequence[Refit]
-    rows: int
-    tokens: int
-    notes: Sequence[str] = field(default_factory=list)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for the report."""
-        changed = [refit for refit in self.refits if refit.ridge is not None]
-        return {
-            "method": "least-squares",
-            "rows": self.rows,
-            "tokens": self.tokens,
-            "refitted": len(changed),
-            "left_alone": [refit.module for refit in self.refits if refit.ridge is None],
-            "error_before": _mean(refit.before for refit in self.refits),
-            "error_after": _mean(refit.after for refit in self.refits),
-            "notes": list(self.notes),
-        }
+LEAST_SQUARES, LINEAR_MAP = "least-squares", "linear-map"
 
 
 def repair(
@@ -80,12 +37,14 @@ def repair(
     plan: PruningPlan,
     processor: ProcessorMixin,
     rows: Sequence[Any],
+    method: str | None = None,
 ) -> Repair:
-    """Refit every `o_proj` and `down_proj` of `pruned`, in place and in the order of the forward pass.
+    """Refit maps of `pruned`, in place and in the order of the forward pass.
 
-    Inputs are those of the pruned model so far, targets what the original's map gives at the same tokens, so that what
-    one layer errs the next one mends. A map is changed only where that lowers its error on rows that it was not
-    fitted to.
+    Inputs are always those of the pruned model so far, so that what one layer errs the next one mends. Where units
+    went, every `o_proj` and `down_proj` is fitted to what the original's gives at the same tokens. Where layers went,
+    the `down_proj` before them is fitted to what the stream is after them in the original. A map is changed only where
+    that lowers its error on rows that it was not fitted to.
 
     Args:
         original: the whole model.
@@ -94,86 +53,169 @@ def repair(
         plan: what was removed.
         processor: reads the rows.
         rows: calibration rows, normalized.
+        method: "least-squares", or "linear-map": only the output of the `down_proj` before removed layers is mapped
+            once more, which is folded into its weight (Shopkhoev et al., ReplaceMe, arXiv 2505.02819, equation 4). By
+            default what the plan's config asks for.
     """
-    made = [batch.to(pruned.device, pruned.dtype) for batch in batches(processor, rows, BATCH_SIZE)]
-    refits, widest = [], 0
+    method = method or repair_method(config_of(plan))
+    rows = list(rows)
+    held_out = rows[HELD_OUT - 1 :: HELD_OUT]
+    fit = [row for place, row in enumerate(rows) if place % HELD_OUT != HELD_OUT - 1]
+    made = [_batches(pruned, processor, some) for some in (fit, held_out)]
     with evaluating(original), evaluating(pruned), torch.no_grad():
-        theirs = Walk(original, original.get_submodule(backbone.layers_prefix), made)
-        ours = Walk(pruned, pruned.get_submodule(backbone.layers_prefix), made)
+        walks = _Walks(original, pruned, backbone, plan, *made)
+        first = walks.judge.loss()
         for layer in tqdm(plan.kept_layers, desc="Repairing", unit="layer"):
-            while theirs.layer < layer:
-                theirs.advance()
-            for name in _readers(backbone, layer):
-                own = backbone.renamed(f"{name}.", plan.kept_layers).rstrip(".")
-                found = _refitted(theirs, original.get_submodule(name), ours, pruned.get_submodule(own))
-                if found is not None:
-                    refits.append(Refit(own, *found))
-                    widest = max(widest, pruned.get_submodule(own).in_features)
-            ours.advance()
-    tokens = sum(int((batch.modality != Modality.PADDING).sum()) for batch in made)
-    return Repair(refits, len(rows), tokens, list(_notes(len(rows), tokens, widest)))
+            walks.mend(layer, method)
+        last = walks.kept(first)
+    tokens = sum(int((batch.modality != Modality.PADDING).sum()) for batch in walks.made)
+    widest = max((pruned.get_submodule(refit.module).in_features for refit in walks.refits), default=0)
+    notes = [*walks.notes, *_too_few(len(rows), tokens, widest)]
+    return Repair(method, walks.refits, len(rows), tokens, first, last, notes)
 
 
-def _readers(backbone: Backbone, layer: int) -> list[str]:
-    """Names in the original of the maps behind a layer's heads and channels, in the order in which they run."""
-    found = []
-    for kind in ("heads", "channels"):
-        with suppress(NotExpressibleError):
-            found += [site.reader_module for site in getattr(backbone, kind).sites if site.layer == layer]
-    return found
+def _batches(model: PreTrainedModel, processor: ProcessorMixin, rows: Sequence[Any]) -> list[Batch]:
+    return [batch.to(model.device, model.dtype) for batch in batches(processor, rows, BATCH_SIZE)]
 
 
-def _refitted(theirs: Walk, target: nn.Module, ours: Walk, map: nn.Module) -> tuple[float, float, float | None] | None:
-    """Refit one map; gives the errors and the ridge, or None where it is no plain linear map of every token."""
-    if type(map) is not nn.Linear or type(target) is not nn.Linear:
-        return None
-    constant = map.bias is not None
-    moments = [Moments.zeros(map.in_features + constant, map.out_features, map.weight.device) for _ in range(2)]
-    row = 0
-    for number, batch in enumerate(ours.batches):
-        real = batch.modality != Modality.PADDING
-        y, x = theirs.see(number, target, output_of), ours.see(number, map, input_of)
-        if x.shape[:2] != real.shape or y.shape[:2] != real.shape:
-            return None
-        for i, here in enumerate(real.to(x.device)):
-            held = row % HELD_OUT == HELD_OUT - 1
-            moments[held].add(_with_one(x[i][here], constant), y[i].to(x.device)[here])
-            row += 1
-    if not moments[1].tokens:
-        return None
-    start = _with_bias(map)
-    before = moments[1].error(start)
-    ridge, after = best_ridge(*moments, start, RIDGES)
-    weight = None if ridge is None else ridge_solution(moments[0] + moments[1], start, ridge)
-    if weight is None:
-        return before, before, None
-    _assign(map, weight)
-    return before, after, ridge
+class _Walks:
+    """Both models, walked through side by side, and what has been done on the way."""
+
+    def __init__(
+        self,
+        original: PreTrainedModel,
+        pruned: PreTrainedModel,
+        backbone: Backbone,
+        plan: PruningPlan,
+        fit: Sequence[Batch],
+        held_out: Sequence[Batch],
+    ) -> None:
+        self.original, self.pruned, self.backbone, self.plan = original, pruned, backbone, plan
+        self.made, self.first_held_out = [*fit, *held_out], len(fit)
+        self.theirs = Walk(original, original.get_submodule(backbone.layers_prefix), self.made)
+        self.ours = Walk(pruned, pruned.get_submodule(backbone.layers_prefix), self.made)
+        self.judge = Judge(pruned, held_out)
+        self.refits: list[Refit] = []
+        self.notes: list[str] = []
+        self._replaced: list[tuple[nn.Linear, nn.Parameter, nn.Parameter | None]] = []
+
+    def mend(self, layer: int, method: str) -> None:
+        """Refit the maps of a kept layer, and go on to the next one."""
+        while self.theirs.layer < layer:
+            self.theirs.advance()
+        after = self._next_kept(layer)
+        for kind, name in self._readers(layer):
+            before_gap = kind == "channels" and after > layer + 1
+            if before_gap or (method == LEAST_SQUARES and self._by_width):
+                self._refit(name, after if before_gap else None, method)
+        self.ours.advance()
+
+    def kept(self, first: float | None) -> float | None:
+        """The loss of the answers in the end, `first` before; all is as it was cut should they be less likely now."""
+        last = self.judge.loss()
+        if first is None or last <= first:
+            return last
+        for map, weight, bias in reversed(self._replaced):
+            _restore(map, weight, bias)
+        self.refits = [replace(refit, after=refit.before, ridge=None) for refit in self.refits]
+        self.notes.append(
+            f"left as it was cut: repaired, the answers of held-out rows lost {last:.3g} nats a token, not {first:.3g}"
+        )
+        return first
+
+    def _refit(self, name: str, after: int | None, method: str) -> None:
+        """Refit one map: to the stream before the original's layer `after`, or else to the original's own map."""
+        own = self.backbone.renamed(f"{name}.", self.plan.kept_layers).rstrip(".")
+        map, target = self.pruned.get_submodule(own), self.original.get_submodule(name)
+        if type(map) is not nn.Linear or type(target) is not nn.Linear:
+            return
+        share = None if after is None else share_in_stream(self.ours, map)
+        if after is not None and share is None:
+            self.notes.append(
+                f"{own} is not fitted to the layers removed after it: it is not simply added to the stream"
+            )
+            if method == LINEAR_MAP or not self._by_width:
+                return
+        folded = share is not None and method == LINEAR_MAP
+        pair = self._to_map(map, target) if share is None else self._to_stream(map, after, share, folded)
+        if not self._by_token(pair):
+            return
+        start = with_bias(map)
+        unchanged = torch.eye(map.out_features).to(start) if folded else start
+        fit, held_out = moments_of(self.made, self.first_held_out, pair, unchanged)
+        old, put = (map, map.weight, map.bias), partial(_put, map, start if folded else None)
+        if share is not None and self.judge.batches:
+            ridge = self._likeliest(fit, unchanged, put)
+            _restore(*old)
+        else:
+            ridge = best_ridge(fit, held_out, unchanged)
+        before = error = held_out.error(unchanged)
+        if ridge is not None:
+            found = ridge_solution(fit, unchanged, ridge)
+            put(found)
+            error = held_out.error(found)
+            self._replaced.append(old)
+        self.refits.append(Refit(own, before, error, ridge))
+
+    def _likeliest(self, fit: Moments, start: Tensor, put: Callable[[Tensor], None]) -> float | None:
+        """The ridge with which the answers of held-out rows are most likely; None where none makes them likelier.
+
+        Few of a row's tokens are answers, and a map for the whole stream that fits the many may spoil the few.
+        """
+        best, least = None, self.judge.loss()
+        for ridge in RIDGES:
+            weight = ridge_solution(fit, start, ridge)
+            if weight is not None:
+                put(weight)
+                loss = self.judge.loss()
+                best, least = (ridge, loss) if loss < least else (best, least)
+        return best
+
+    def _to_map(self, map: nn.Linear, target: nn.Linear) -> Pair:
+        return lambda number: (self.ours.see(number, map, input_of), self.theirs.see(number, target, output_of))
+
+    def _to_stream(self, map: nn.Linear, after: int, share: float, folded: bool) -> Pair:
+        """What the map should give so that the stream is as before the original's layer `after`."""
+        while self.theirs.layer < after:
+            self.theirs.advance()
+
+        def pair(number: int) -> tuple[Tensor, Tensor]:
+            entering, given, leaving = self.ours.through(number, map)
+            wanted = self.theirs.stream(number).to(leaving.device)
+            return given if folded else entering, given.float() + (wanted.float() - leaving.float()) / share
+
+        return pair
+
+    def _by_token(self, pair: Pair) -> bool:
+        """Whether inputs and targets are one for each token: an expert sees some of them only."""
+        x, y = pair(0)
+        shape = self.made[0].modality.shape
+        return x.shape[:2] == shape and y.shape[:2] == shape
+
+    @property
+    def _by_width(self) -> bool:
+        return bool(self.plan.removed_heads or self.plan.removed_channels)
+
+    def _next_kept(self, layer: int) -> int:
+        return next((kept for kept in self.plan.kept_layers if kept > layer), self.plan.num_layers)
+
+    def _readers(self, layer: int) -> Iterator[tuple[str, str]]:
+        """Kind and name in the original of the maps behind a layer's heads and channels, in the order they run in."""
+        for kind in ("heads", "channels"):
+            with suppress(NotExpressibleError):
+                group = getattr(self.backbone, kind)
+                yield from ((kind, site.reader_module) for site in group.sites if site.layer == layer)
 
 
-def _with_one(x: Tensor, constant: bool) -> Tensor:
-    return torch.cat([x, x.new_ones(len(x), 1)], dim=1) if constant else x
+def _put(map: nn.Linear, folded_into: Tensor | None, weight: Tensor) -> None:
+    assign(map, weight if folded_into is None else weight @ folded_into)
 
 
-def _with_bias(module: nn.Linear) -> Tensor:
-    weight = module.weight.double()
-    return weight if module.bias is None else torch.cat([weight, module.bias.double().unsqueeze(1)], dim=1)
+def _restore(map: nn.Linear, weight: nn.Parameter, bias: nn.Parameter | None) -> None:
+    map.weight, map.bias = weight, bias
 
 
-def _assign(module: nn.Linear, weight: Tensor) -> None:
-    dtype, trains = module.weight.dtype, module.weight.requires_grad
-    if module.bias is not None:
-        module.bias = nn.Parameter(weight[:, -1].to(dtype).clone(), trains)
-        weight = weight[:, :-1]
-    module.weight = nn.Parameter(weight.to(dtype).contiguous(), trains)
-
-
-def _notes(rows: int, tokens: int, widest: int) -> Iterator[str]:
+def _too_few(rows: int, tokens: int, widest: int) -> Iterator[str]:
     if tokens * (HELD_OUT - 1) < widest * HELD_OUT:
         needed = -(-widest * HELD_OUT * rows // ((HELD_OUT - 1) * max(tokens, 1)))
         yield f"{rows} rows hold fewer tokens than the widest map has inputs ({widest:,}): give {needed:,} or more"
-
-
-def _mean(values: Iterator[float]) -> float | None:
-    found = list(values)
-    return sum(found) / len(found) if found else None

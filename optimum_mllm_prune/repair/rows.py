@@ -11,9 +11,14 @@ from ..errors import UserInputError
 from ..planning import PruningPlan
 
 
-def repairs(config: PruningConfig) -> bool:
-    """Whether a config asks for a repair where there are rows: without width that goes, it gained nothing."""
-    return config.repair == "least-squares" or (config.repair == "auto" and config.method != "layer")
+def repair_method(config: PruningConfig) -> str | None:
+    """What a config has done where there are rows: "least-squares", "linear-map", or None."""
+    return {"none": None, "auto": "least-squares"}.get(config.repair, config.repair)
+
+
+def config_of(plan: PruningPlan) -> PruningConfig:
+    """The config that a plan was made by, or the default one."""
+    return PruningConfig.from_dict(plan.config) if plan.config else PruningConfig()
 
 
 def rows_to_repair(plan: PruningPlan, processor: ProcessorMixin | None, dataset: Any) -> Sequence[Any] | None:
@@ -27,11 +32,11 @@ def rows_to_repair(plan: PruningPlan, processor: ProcessorMixin | None, dataset:
     Raises:
         UserInputError: a repair was asked for by name and there are no rows or no processor, or rows cannot be used.
     """
-    config = PruningConfig.from_dict(plan.config) if plan.config else PruningConfig()
-    if not repairs(config):
+    config = config_of(plan)
+    if repair_method(config) is None:
         return None
     if dataset is None or processor is None:
-        if config.repair == "least-squares":
+        if config.repair != "auto":
             raise UserInputError("a repair reads rows: give a dataset (and a processor), or leave the repair out.")
         return None
     return load_rows(dataset, config.dataset_split, config.repair_samples, config.seed)

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optimum_mllm_prune.repair.least_squares import Moments, best_ridge, ridge_solution
+from optimum_mllm_prune.repair.least_squares import RIDGES, Moments, best_ridge, ridge_solution
 
 
 def data(tokens=200, inputs=6, outputs=4, seed=0, noise=0.1):
@@ -81,16 +81,39 @@ def test_no_inputs_at_all_are_no_solution():
 def test_a_map_that_is_right_is_left_alone():
     x, y, true = data(noise=0.0)
     fit, held_out = moments(x[:100], y[:100]), moments(x[100:], y[100:])
-    assert best_ridge(fit, held_out, true.double(), (1e-3, 1.0))[1] < 1e-6
-    wrong, after = best_ridge(fit, held_out, true.double() + 1, (1e-3, 1.0))
-    assert wrong == 1e-3 and after < 1e-3
+    right = fit.cross.T @ fit.gram.inverse()
+    assert best_ridge(fit, held_out, right) is None
+    wrong = best_ridge(fit, held_out, true.double() + 1)
+    assert wrong == RIDGES[0]
+    assert held_out.error(ridge_solution(fit, true.double() + 1, wrong)) < 1e-6
+
+
+def test_nothing_held_out_decides_nothing():
+    x, y, true = data()
+    assert best_ridge(moments(x, y), moments(x[:0], y[:0], parts=1), true.double() + 1) is None
 
 
 def test_the_ridge_is_chosen_by_rows_that_were_not_fitted():
     """Few noisy tokens: a strong pull to a good start wins; many: a weak one."""
     x, y, true = data(tokens=2000, inputs=20, noise=3.0)
     start, held_out = true.double() * 1.05, moments(x[1000:], y[1000:])
-    few, _ = best_ridge(moments(x[:25], y[:25]), held_out, start, (1e-5, 1.0))
-    assert few in (1.0, None)
-    many, _ = best_ridge(moments(x[:1000], y[:1000]), held_out, true.double() * 3, (1e-5, 1.0))
-    assert many == 1e-5
+    assert best_ridge(moments(x[:25], y[:25]), held_out, start) in (1.0, None)
+    assert best_ridge(moments(x[:1000], y[:1000]), held_out, true.double() * 3) <= 1e-3
+
+
+@given(seed=st.integers(0, 1000), tokens=st.integers(10, 200), noise=st.floats(0.05, 3))
+def test_downhill_finds_the_best_of_all(seed, tokens, noise):
+    x, y, true = data(tokens=400, inputs=8, seed=seed, noise=noise)
+    fit, held_out, start = moments(x[:tokens], y[:tokens]), moments(x[200:], y[200:]), 1.5 * true.double()
+    errors = {ridge: held_out.error(ridge_solution(fit, start, ridge)) for ridge in RIDGES}
+    found = best_ridge(fit, held_out, start)
+    least = min(errors.values())
+    assert least >= held_out.error(start) if found is None else errors[found] <= 1.001 * least
+
+
+def test_what_fp32_cannot_factor_is_factored_in_fp64():
+    x, y, _ = data(inputs=6)
+    x[:, 5] = x[:, 4] * (1 + 1e-7)
+    x *= torch.tensor([1e3, 1, 1, 1, 1, 1])
+    found = ridge_solution(moments(x, y), start_of(y, x), 1e-12)
+    assert found is not None and found.isfinite().all()

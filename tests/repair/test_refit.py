@@ -13,8 +13,9 @@ from optimum_mllm_prune import MLLMPruner, PruningConfig, UserInputError
 from optimum_mllm_prune.calibration.batches import make_batch
 from optimum_mllm_prune.calibration.row_forms import normalize_row
 from optimum_mllm_prune.evaluation import exact_match, generate_answers, reference_answers
-from optimum_mllm_prune.repair import repair, repairs
-from optimum_mllm_prune.repair.refit import HELD_OUT, RIDGES
+from optimum_mllm_prune.repair import repair, repair_method
+from optimum_mllm_prune.repair.least_squares import RIDGES
+from optimum_mllm_prune.repair.refit import HELD_OUT
 from optimum_mllm_prune.surgery import pruned_model
 
 
@@ -53,7 +54,7 @@ def seen(model, module, batch, of_input):
 
 
 def test_every_map_in_turn_is_what_least_squares_makes_it():
-    """Whole passes, one row at a time, dense float64 algebra: ridge by ridge, the last quarter of the rows decides."""
+    """Whole passes, one row at a time, dense float64 algebra: ridge by ridge, every fourth row decides."""
     made = pruner()
     plan, naive, mended, done = repaired(made, 8, method="width", ratio=0.4)
     batches = [make_batch(made.processor, [row]) for row in rows(8)]
@@ -70,7 +71,7 @@ def test_every_map_in_turn_is_what_least_squares_makes_it():
             continue
         assert refit.ridge == best
         assert refit.after == pytest.approx(errors[best], rel=1e-3)
-        ours.weight = torch.nn.Parameter(solved(pairs, start, best).float())
+        ours.weight = torch.nn.Parameter(solved(fit, start, best).float())
         assert torch.allclose(ours.weight, mended.get_submodule(refit.module).weight, atol=2e-3)
     assert [refit.module.rpartition(".")[2] for refit in done.refits[:4]] == ["o_proj", "down_proj"] * 2
     assert len(done.refits) == 2 * len(plan.kept_layers)
@@ -186,10 +187,9 @@ class TestPruner:
         ("wish", "dataset"),
         [
             ({"repair": "none"}, True),
-            ({"method": "layer", "ratio": 0.2, "importance": "magnitude"}, True),
             ({}, False),
         ],
-        ids=["not wanted", "layers", "no rows"],
+        ids=["not wanted", "no rows"],
     )
     def test_it_is_not_repaired(self, wish, dataset):
         made = pruner()
@@ -202,6 +202,8 @@ class TestPruner:
         assert str(told.value) == "a repair reads rows: give a dataset (and a processor), or leave the repair out."
 
     def test_when_it_is_wanted(self):
-        assert repairs(PruningConfig()) and repairs(PruningConfig(method="mixed"))
-        assert repairs(PruningConfig(num_layers=2, repair="least-squares"))
-        assert not repairs(PruningConfig(num_layers=2)) and not repairs(PruningConfig(repair="none"))
+        wanted = {
+            key: repair_method(PruningConfig(num_layers=2, repair=key)) for key in ("auto", "none", "linear-map")
+        }
+        assert wanted == {"auto": "least-squares", "none": None, "linear-map": "linear-map"}
+        assert repair_method(PruningConfig()) == repair_method(PruningConfig(method="mixed")) == "least-squares"
