@@ -56,7 +56,7 @@ def verdict_row(verdict: Verdict) -> list[str]:
         f"{ours.lost:.1f} ({ours.variant.name}; best of {verdict.choices})",
         "" if verdict.share is None else f"{verdict.share:.0f} %",
         f"{margin.value:+.1f} [{margin.low:+.1f}, {margin.high:+.1f}]",
-        "**yes**" if verdict.holds else "**no**",
+        f"**{'yes' if verdict.holds else 'no'}**{'' if verdict.sure else ', within chance'}",
     ]
 
 
@@ -72,10 +72,9 @@ python benchmarks/zero_shot_study.py RESULTS      # goes on where it was broken 
 ```
 
 **Measured** is exact match by greedy generation on {test_rows} held-out rows, in percent of the original's
-({accuracy}):
-the mean over {_seeds(seeds)}, (smallest-largest) where they differ, and [the 95 % bootstrap interval of the
-mean over test rows], paired with the original. Nothing was trained; calibration and refits draw their rows, those of
-a seed the same for all, from {TRAIN_ROWS:,} training rows.{mixed}
+({accuracy}): the mean over {_seeds(seeds)}, (smallest-largest) where they
+differ, and [the 95 % bootstrap interval of the mean over test rows], paired with the original. Nothing was trained;
+calibration and refits draw their rows, those of a seed the same for all, from {TRAIN_ROWS:,} training rows.{mixed}
 
 **The paper's methods** (Huang et al., [arXiv 2507.20749](https://arxiv.org/abs/2507.20749),
 [2604.24380](https://arxiv.org/abs/2604.24380), section 3). *Width*: |w g| summed over coupled groups, ranked within
@@ -98,6 +97,7 @@ def _verdicts(found: Sequence[Verdict]) -> str:
     if not found:
         return ""
     head = ["model", "what goes", "ratio", "removed, % (paper / ours)", "the paper's loses", "our best loses"]
+    yes, unsure = sum(verdict.holds for verdict in found), sum(not verdict.sure for verdict in found)
     head += ["of the paper's", "half of the paper's less ours", "at most half"]
     return f"""## Does ours lose at most half of what the paper's method loses?
 
@@ -107,7 +107,9 @@ is measured on, which flatters it a little. The last column but one has its 95 %
 
 {table(head, [verdict_row(verdict) for verdict in found])}
 
-**{sum(verdict.holds for verdict in found)} of {len(found)} yes.**"""
+**{yes} of {len(found)} yes**, {unsure} of all within chance (their interval holds both answers).
+Where the paper's loses nothing, yes says that ours loses nothing.
+What has no line was not measured, or nothing of ours could be compared."""
 
 
 def _model(results: Results, model: str, variants: Sequence[Variant], ratios: Sequence[float]) -> str:

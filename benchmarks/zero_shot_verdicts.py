@@ -40,6 +40,11 @@ class Verdict:
         return self.margin.value >= -_ROUNDING
 
     @property
+    def sure(self) -> bool:
+        """Whether the interval says the same as the margin itself."""
+        return self.margin.low >= -_ROUNDING if self.holds else self.margin.high < -_ROUNDING
+
+    @property
     def share(self) -> float | None:
         """What ours loses in percent of what the paper's loses; None where that is nothing."""
         return 100 * self.ours.lost / self.paper.lost if self.paper.lost > _ROUNDING else None

@@ -210,6 +210,7 @@ def test_verdicts_by_hand(paper, ours, ahead, holds, share):
     verdict = verdict_of("llava", [outcome(PAPER, keeping(paper)), outcome(OURS, keeping(ours))])
     assert verdict.margin.value == pytest.approx(ahead)
     assert verdict.holds is holds
+    assert verdict.sure is (verdict.margin.low >= 0 if holds else verdict.margin.high < 0)
     assert verdict.share == (None if share is None else pytest.approx(share, abs=0.1))
 
 
@@ -240,7 +241,8 @@ def test_the_report_says_what_was_found(tmp_path):
         lines.add({"key": cell.key, "name": cell.name, **found})
     text = write_report(Results(Lines(lines.file), wanted), wanted, tmp_path).read_text()
     assert "| llava | width | 30 % | 30.0 / 29.5 | 40.0 (paper: width) | 15.0 (taylor, refitted; best of 1) |" in text
-    assert "| 38 % | +5.0 [" in text and "**1 of 1 yes.**" in text
+    assert "| 38 % | +5.0 [" in text and "**1 of 1 yes**, 1 of all within chance" in text
+    assert "| **yes**, within chance |" in text
     assert "| width | taylor, refitted | **85.0 (80.0-90.0) [" in text
     assert "| width | *paper: width* | 60.0 [" in text
     assert "measured by 2 states of the code" in text
