@@ -115,10 +115,10 @@ def _rates(settings: Settings) -> list[Run]:
 
 
 @cache
-def original() -> tuple[PreTrainedModel, ProcessorMixin]:
+def original(folder: Path = MODEL) -> tuple[PreTrainedModel, ProcessorMixin]:
     """The unpruned model in float32, and its processor."""
-    model = AutoModelForImageTextToText.from_pretrained(MODEL, dtype=torch.float32)
-    return model.eval(), AutoProcessor.from_pretrained(MODEL)
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+    return model.eval(), AutoProcessor.from_pretrained(folder)
 
 
 @cache

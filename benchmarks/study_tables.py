@@ -1,7 +1,7 @@
 """`study.md` of `recovery_study.py`: verdicts, tables and where the plots are."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from study_plots import against_data, against_ratio
@@ -69,7 +69,7 @@ says, does not hold when none does, and holds partly otherwise; comparisons that
 
 | | statement | rule | verdict | figures |
 |---|---|---|---|---|
-{_joined(line(statement, results) for statement in STATEMENTS)}
+{joined(line(statement, results) for statement in STATEMENTS)}
 
 ## Every recovery
 
@@ -119,7 +119,7 @@ def _recipes(results: Results) -> str:
                 continue
             cells = [_cell(results.by_seed(method, ratio, recipe)) for ratio in results.settings["ratios"]]
             rows.append([METHOD_NAMES[method], recipe, TRAINED.get(recipe, ADAPTERS), *cells])
-    return _table(["", "loss or recovery", "trained", *_heads(results)], rows)
+    return table(["", "loss or recovery", "trained", *_heads(results)], rows)
 
 
 def _few(results: Results) -> str:
@@ -129,7 +129,7 @@ def _few(results: Results) -> str:
             seeds = [results.by_seed(method, ratio, "sft+hidden", share) for ratio in results.settings["ratios"]]
             number = round(share * results.settings["train_rows"])
             rows.append([METHOD_NAMES[method], f"{100 * share:.0f} % ({number:,})", *map(_cell, seeds)])
-    return _table(["", "rows", *_heads(results)], rows)
+    return table(["", "rows", *_heads(results)], rows)
 
 
 def _projector(results: Results) -> str:
@@ -141,7 +141,7 @@ def _projector(results: Results) -> str:
             rows.append([METHOD_NAMES[method], name, *cells])
         gains = [results.gain((method, r, "projector"), (method, r, "sft+hidden")) for r in results.settings["ratios"]]
         rows.append([METHOD_NAMES[method], "difference", *("" if gain is None else f"{gain:+.1f}" for gain in gains)])
-    return _table(["", "trained", *_heads(results)], rows)
+    return table(["", "trained", *_heads(results)], rows)
 
 
 def _speed(results: Results) -> str:
@@ -158,7 +158,7 @@ def _speed(results: Results) -> str:
         ]
         for entry in results.speed
     ]
-    return _table(["", "ratio", "parameters", "ms a row", "speed-up"], rows)
+    return table(["", "ratio", "parameters", "ms a row", "speed-up"], rows)
 
 
 def _stability(results: Results) -> str:
@@ -168,7 +168,7 @@ def _stability(results: Results) -> str:
         [e["kind"], str(e["samples"]), f"{e['rank_correlation']:.3f}", f"{e['overlap']:.0f} %"]
         for e in sorted(results.stability, key=lambda entry: entry["kind"], reverse=True)
     ]
-    return _table(["scores of", "calibration rows", "rank correlation", "the same is removed"], rows)
+    return table(["scores of", "calibration rows", "rank correlation", "the same is removed"], rows)
 
 
 def _rates(results: Results) -> str:
@@ -209,10 +209,12 @@ def _cell(by_seed: dict[int, float]) -> str:
     return mean if len(values) == 1 else f"{mean} ({min(values):.1f}-{max(values):.1f}; {values[0]:.1f})"
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A markdown table."""
     lines = [head, ["---"] * len(head), *rows]
-    return _joined(f"| {' | '.join(cells)} |" for cells in lines)
+    return joined(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-def _joined(lines: object) -> str:
+def joined(lines: Iterable[str]) -> str:
+    """One below the other."""
     return "\n".join(lines)
