@@ -12,6 +12,8 @@ def share_in_stream(walk: Walk, map: nn.Linear) -> float | None:
     None where it is not simply added, as where a norm comes between; then no target for the stream is one for the map.
     """
     _, given, leaving = walk.through(0, map)
+    if given.shape != leaving.shape:
+        return None
     handle = map.register_forward_hook(lambda _, __, output: torch.zeros_like(output))
     try:
         _, _, without = walk.through(0, map)
