@@ -11,7 +11,7 @@ from .version import __version__
 
 
 METHODS = ("auto", "layer", "width", "mixed")
-REPAIRS = ("auto", "none", "least-squares")
+REPAIRS = ("auto", "none", "least-squares", "merge")
 HEAD_UNITS = ("auto", "group", "query")
 DEFAULT_RATIO = 0.15
 _STAMPS = {"optimum_mllm_prune_version", "optimum_version", "transformers_version"}
@@ -44,8 +44,9 @@ class PruningConfig(BaseConfig):
         allow_twin: whether the text backbone may be declared as its numerically identical twin where its own config
             class rejects the head count (Llama as Mistral).
         repair: "least-squares" refits in closed form the linear maps that read heads and channels, so that they give
-            what the original's give; "none" leaves them as they were cut; "auto" refits where there are calibration
-            rows and width goes.
+            what the original's give; "merge" merges every layer that goes into the nearest one before it that stays
+            (method "layer"); "none" leaves what is left as it was; "auto" merges where the importance is "merge" and
+            refits where there are calibration rows and width goes.
         repair_samples: rows to refit on, of the same data.
         protected_layers: decoder layers that must stay (methods "layer" and "mixed").
         gradient_checkpointing: recompute activations in gradient metrics: less memory, more time.
@@ -108,6 +109,12 @@ class PruningConfig(BaseConfig):
         """The same: a pruning config is short and says everything."""
         return self.to_dict()
 
+    @property
+    def merges(self) -> bool:
+        """Whether layers that go are merged into layers that stay."""
+        wanted = self.repair == "merge" or (self.repair == "auto" and self.importance == "merge")
+        return wanted and self.method == "layer"
+
     def _resolve_size(self) -> None:
         given = [key for key in ("ratio", "num_layers", "target_params") if getattr(self, key) is not None]
         if len(given) > 1:
@@ -123,6 +130,8 @@ class PruningConfig(BaseConfig):
             self.method = "layer" if self.num_layers is not None else "width"
         if self.method != "layer" and self.num_layers is not None:
             raise UserInputError("num_layers removes whole layers: use it with method 'layer', or give a ratio.")
+        if self.repair == "merge" and self.method != "layer":
+            raise UserInputError("repair 'merge' merges whole layers that go: use it with method 'layer'.")
         if self.importance is None:
             self.importance = default_metric(self.method)
         _one_of("importance", self.importance, sorted(METRICS))

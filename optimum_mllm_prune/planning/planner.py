@@ -13,10 +13,10 @@ from ..backbone.text_config import text_config
 from ..configuration import PruningConfig
 from ..errors import UserInputError
 from ..importance import Scores
-from ..importance.registry import scored_as
+from ..importance.registry import goes_in_a_row, scored_as
 from .budget import Budget, budget_of, layers_to_remove, removed_with, width_sizes
 from .plan import PruningPlan
-from .selection import layer_order, weakest
+from .selection import firsts, layer_order, least_runs, weakest
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,8 @@ def account(backbone: Backbone, config: PruningConfig, layer_scores: torch.Tenso
     Args:
         backbone: of the original model.
         config: what is wanted.
-        layer_scores: fp32 (layers,) where layers go; without, the last layers stand for those that will.
+        layer_scores: where layers go, fp32 (layers,), or (layers, layers) where they go in a row; without, the last
+            layers stand for those that will.
 
     Raises:
         UserInputError: the wish cannot be met.
@@ -123,7 +124,7 @@ def make_plan(backbone: Backbone, config: PruningConfig, scores: Scores) -> Prun
             f"not '{config.importance}': name that importance or calibrate again."
         )
     backbone = backbone.without(scores.left_out)
-    made = account(backbone, config, None if config.method == "width" else scores.of_layers(backbone.num_layers))
+    made = account(backbone, config, _layer_scores(config, scores, backbone.num_layers))
     return PruningPlan(
         method=config.method,
         importance=config.importance,
@@ -143,6 +144,13 @@ def make_plan(backbone: Backbone, config: PruningConfig, scores: Scores) -> Prun
     )
 
 
+def _layer_scores(config: PruningConfig, scores: Scores, num_layers: int) -> torch.Tensor | None:
+    if config.method == "width":
+        return None
+    in_a_row = goes_in_a_row(config.importance, config.method)
+    return scores.of_runs(num_layers) if in_a_row else scores.of_layers(num_layers)
+
+
 def _removed_layers(
     backbone: Backbone, config: PruningConfig, budget: Budget, scores: torch.Tensor | None
 ) -> tuple[list[int], list[str]]:
@@ -153,10 +161,17 @@ def _removed_layers(
                 f"protected_layers has {layer}, the model's layers are 0 to {backbone.num_layers - 1}."
             )
         protected.setdefault(layer, "asked for")
+    if config.merges:
+        protected = backbone.unmergeable_layers | protected
+    in_a_row = goes_in_a_row(config.importance, config.method)
     if scores is None:
         scores = -torch.arange(backbone.num_layers, dtype=torch.float32)
-    order = layer_order(scores, backbone.layer_kinds, protected)
-    removed = layers_to_remove(backbone, config, budget, order)
+        scores = scores.unsqueeze(1).expand(-1, len(scores)) if in_a_row else scores
+    if in_a_row:
+        choices = least_runs(scores, backbone.layer_kinds, protected)
+    else:
+        choices = firsts(layer_order(scores, backbone.layer_kinds, protected))
+    removed = layers_to_remove(backbone, config, budget, choices)
     notes = [f"layers: {backbone.num_layers} -> {backbone.num_layers - len(removed)}"]
     if protected:
         notes.append(f"protected layers: {', '.join(f'{i} ({why})' for i, why in sorted(protected.items()))}")

@@ -1,7 +1,8 @@
-"""What is left after pruning, refitted to what the original computes: no training, no other architecture."""
+"""What is left after pruning, mended by what the original has: no training, no other architecture."""
 
+from .merge import Merge, merge
 from .refit import Refit, Repair, repair
 from .rows import repairs, rows_to_repair
 
 
-__all__ = ["Refit", "Repair", "repair", "repairs", "rows_to_repair"]
+__all__ = ["Merge", "Refit", "Repair", "merge", "repair", "repairs", "rows_to_repair"]

@@ -16,6 +16,7 @@ from ..calibration.engine import evaluating
 from ..calibration.walk import Walk, input_of, output_of
 from ..planning import PruningPlan
 from .least_squares import Moments, best_ridge, ridge_solution
+from .merge import Merge, merge
 
 
 BATCH_SIZE = 8
@@ -80,8 +81,10 @@ def repair(
     plan: PruningPlan,
     processor: ProcessorMixin,
     rows: Sequence[Any],
-) -> Repair:
+) -> Repair | Merge:
     """Refit every `o_proj` and `down_proj` of `pruned`, in place and in the order of the forward pass.
+
+    A plan that merges its layers is merged instead; then no row is read.
 
     Inputs are those of the pruned model so far, targets what the original's map gives at the same tokens, so that what
     one layer errs the next one mends. A map is changed only where that lowers its error on rows that it was not
@@ -95,6 +98,8 @@ def repair(
         processor: reads the rows.
         rows: calibration rows, normalized.
     """
+    if plan.merges:
+        return merge(original, pruned, backbone, plan)
     made = [batch.to(pruned.device, pruned.dtype) for batch in batches(processor, rows, BATCH_SIZE)]
     refits, widest = [], 0
     with evaluating(original), evaluating(pruned), torch.no_grad():

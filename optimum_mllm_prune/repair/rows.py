@@ -17,7 +17,7 @@ def repairs(config: PruningConfig) -> bool:
 
 
 def rows_to_repair(plan: PruningPlan, processor: ProcessorMixin | None, dataset: Any) -> Sequence[Any] | None:
-    """The rows to refit on, or None where nothing is to be refitted.
+    """The rows to refit on, none for a merge of layers, which needs none; or None where nothing is to be repaired.
 
     Args:
         plan: whose config says whether, and how many rows.
@@ -28,6 +28,8 @@ def rows_to_repair(plan: PruningPlan, processor: ProcessorMixin | None, dataset:
         UserInputError: a repair was asked for by name and there are no rows or no processor, or rows cannot be used.
     """
     config = PruningConfig.from_dict(plan.config) if plan.config else PruningConfig()
+    if config.merges:
+        return ()
     if not repairs(config):
         return None
     if dataset is None or processor is None:

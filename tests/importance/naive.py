@@ -7,7 +7,7 @@ from families import FAMILIES
 
 from optimum_mllm_prune.backbone import Backbone, with_layouts
 from optimum_mllm_prune.calibration.batches import Batch, Modality
-from optimum_mllm_prune.calibration.engine import run_calibration
+from optimum_mllm_prune.calibration.engine import evaluating, run_calibration
 from optimum_mllm_prune.importance import METRICS, Subject
 
 
@@ -58,14 +58,18 @@ def subject_of(model, head_unit="auto", seed=0):
 
 
 def calibrated(subject, method, name, batches, **options):
-    """The scores of a metric after all batches."""
+    """The scores of a metric after all batches; runs of layers that there are not count as 0."""
     metric = METRICS[name][method]
     observer = metric.create(subject)
-    if metric.needs != "weights":
+    if metric.needs == "rows":
+        with evaluating(subject.model), torch.no_grad():
+            observer.run(batches)
+    elif metric.needs != "weights":
         run_calibration(
             subject.model, batches, [observer], subject.layers, backward=metric.needs == "backward", **options
         )
-    return observer.scores()
+    scores = observer.scores()
+    return scores | {kind: rows.nan_to_num() for kind, rows in scores.items() if kind == "layer_runs"}
 
 
 def in_double(model, batch):
