@@ -1,9 +1,11 @@
 """Metrics of layers in sequence once more, in float64: whole passes of copies, plain loops over rows and tokens."""
 
+import copy
 from contextlib import ExitStack, contextmanager
+from functools import cache
 
 import torch
-from importance.naive import in_double, loss, real_tokens, seen
+from importance.naive import loss, real_tokens, seen
 from masking import _skip
 
 
@@ -25,6 +27,12 @@ def angular(subject, batches):
     return found
 
 
+@cache
+def double(model):
+    """A copy in float64, made once; nothing changes it."""
+    return copy.deepcopy(model).double()
+
+
 @contextmanager
 def without(subject, model, gone):
     """Inside, a copy of the model whose layers that went give what they were given."""
@@ -39,22 +47,21 @@ def loss_without(subject, batches, gone):
     """Mean over all answer tokens with some layers skipped."""
     total, tokens = 0.0, 0
     for batch in batches:
-        model, double = in_double(subject.model, batch)
-        count = batch.answer_tokens
+        model = double(subject.model)
         with without(subject, model, gone), torch.no_grad():
-            total += float(loss(model, double)) * count
-        tokens += count
+            total += float(loss(model, batch.to("cpu", torch.float64))) * batch.answer_tokens
+        tokens += batch.answer_tokens
     return total / tokens
 
 
 def distance_merged(subject, batches, gone):
     """Mean over all real tokens of 1 - cos of what leaves the decoder, as it is and with layers merged."""
     turned = []
+    model = copy.deepcopy(double(subject.model))
+    merge_by_hand(model.get_submodule(subject.layers_prefix), gone)
     for batch in batches:
-        whole = last_states(subject, *in_double(subject.model, batch), ())
-        model, double = in_double(subject.model, batch)
-        merge_by_hand(model.get_submodule(subject.layers_prefix), gone)
-        other = last_states(subject, model, double, gone)
+        whole = last_states(subject, double(subject.model), batch, ())
+        other = last_states(subject, model, batch, gone)
         for row in range(len(whole)):
             for token in real_tokens(batch, row):
                 a, b = whole[row, token], other[row, token]
@@ -77,7 +84,7 @@ def last_states(subject, model, batch, gone):
     found = []
     with without(subject, model, gone) as layers:
         handle = layers[-1].register_forward_hook(lambda _, __, output: found.append(output))
-        model(**batch.inputs, use_cache=False)
+        model(**batch.to("cpu", torch.float64).inputs, use_cache=False)
         handle.remove()
     return found[0] if isinstance(found[0], torch.Tensor) else found[0][0]
 

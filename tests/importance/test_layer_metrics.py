@@ -18,6 +18,7 @@ from optimum_mllm_prune.backbone import Backbone
 from optimum_mllm_prune.backbone.merging import unmergeable
 from optimum_mllm_prune.calibration.stream import patched
 from optimum_mllm_prune.calibration.walk import Walk
+from optimum_mllm_prune.importance import Subject
 from optimum_mllm_prune.importance.angular import AngularDistance
 from optimum_mllm_prune.importance.greedy import greedy_scores
 from optimum_mllm_prune.importance.scores import runs_within
@@ -159,13 +160,13 @@ def test_a_trial_is_about_half_a_pass(name, most, monkeypatch):
     config = FAMILIES["llava_llama_gqa"].config()
     config.text_config.num_hidden_layers = 10
     model = AutoModelForImageTextToText.from_config(config).eval()
-    runs = []
-    for layer in model.model.language_model.layers:
+    who, runs = Subject(model, "model.language_model.layers", (), 0), []
+    for layer in who.layers:
         layer.mlp.register_forward_pre_hook(lambda *_: runs.append(1))
 
     def count():
         runs.clear()
-        calibrated(subject_of(model), "layer", name, batches("llava_llama_gqa")[:1])
+        calibrated(who, "layer", name, batches("llava_llama_gqa")[:1])
         return len(runs)
 
     kept = count()

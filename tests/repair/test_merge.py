@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -14,7 +15,7 @@ from masking import masked, plan_removing
 from optimum_mllm_prune import MLLMPruner, PruningConfig, UserInputError
 from optimum_mllm_prune.backbone import Backbone
 from optimum_mllm_prune.commands.summary import repair_text
-from optimum_mllm_prune.repair import Merge, merge, repairs
+from optimum_mllm_prune.repair import Merge, merge, repairs, rows_to_repair
 from optimum_mllm_prune.surgery import pruned_model
 
 
@@ -39,7 +40,7 @@ def original(family, dtype=torch.float32):
 
 def merging(backbone, layers):
     plan = plan_removing(backbone, layers=layers)
-    return plan.__class__(**{**plan.__dict__, "config": MERGE.to_dict()})
+    return replace(plan, config=MERGE.to_dict())
 
 
 def merged_model(family, layers):
@@ -130,14 +131,13 @@ class TestPruner:
         assert 0 not in plan.removed_layers
         assert "0 (no layer is before it to be merged into)" in plan.notes[1]
 
-    def test_not_wanted(self):
-        made = pruner()
-        config = PruningConfig(num_layers=2, importance="merge", repair="none", num_samples=2)
-        made.prune(config, tiny_llava.rows())
-        assert made.repair is None
-
-    def test_no_row_is_asked_for(self):
-        assert not repairs(MERGE) and MERGE.merges
+    @pytest.mark.parametrize(("wanted", "rows"), [("auto", ()), ("merge", ()), ("none", None)])
+    def test_no_row_is_asked_for(self, wanted, rows):
+        config = PruningConfig(num_layers=2, importance="merge", repair=wanted)
+        plan = plan_removing(Backbone.of(original("llava_llama_gqa")), layers=[1, 2])
+        plan = replace(plan, config=config.to_dict())
+        assert rows_to_repair(plan, None, None) == rows
+        assert not repairs(config)
 
 
 def naive_groups(removed):
@@ -152,11 +152,7 @@ class TestRefused:
         ("family", "layer", "reason"),
         [
             ("llava_llama_gqa", 0, "no layer is before it to be merged into"),
-            (
-                "qwen3_5",
-                3,
-                "its weights are not those of the layer before it, so the two cannot be merged",
-            ),
+            ("qwen3_5", 3, "its weights are not those of the layer before it, so the two cannot be merged"),
         ],
     )
     def test_a_plan_with_a_layer_that_cannot_be_merged(self, family, layer, reason):
@@ -168,7 +164,7 @@ class TestRefused:
     def test_a_plan_that_narrows_too(self):
         backbone = Backbone.of(original("llava_llama_gqa"))
         plan = plan_removing(backbone, layers=[2], channels=64)
-        plan = plan.__class__(**{**plan.__dict__, "config": MERGE.to_dict()})
+        plan = replace(plan, config=MERGE.to_dict())
         with pytest.raises(UserInputError) as told:
             plan.sizes(backbone)
         assert str(told.value) == "the plan merges layers and narrows those that stay: take out one of the two."
