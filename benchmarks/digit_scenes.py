@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument("model", type=Path, help="folder of a digit-scenes model")
     parser.add_argument("--layers", type=int, nargs="+", default=[1, 2, 3], help="layers to remove (default 1 2 3)")
     parser.add_argument("--seeds", type=int, default=3, help="calibration seeds (default 3)")
-    parser.add_argument("--samples", type=int, help="calibration rows (default: 10 for gradients, 50 for activations)")
+    parser.add_argument("--samples", type=int, help="calibration rows (default: 10 or 50, by metric)")
     parser.add_argument("--test-rows", type=int, default=560, help="held-out rows (default 560)")
     parser.add_argument("--metrics", nargs="+", choices=sorted(METRICS), help="which metrics (default all)")
     parser.add_argument("--repair", action="store_true", help="refit what is left after width pruning (128 rows)")
@@ -80,7 +80,8 @@ def main() -> None:
         by_ratio = []
         for count in args.layers:
             size = {"num_layers": count} if method == "layer" else {"ratio": count * layer_share}
-            size |= {"head_share": head_share, "repair": repair}
+            # That importance is of merged layers, so they are merged.
+            size |= {"head_share": head_share, "repair": "merge" if name == "merge" else repair}
             scores = []
             for seed in range(args.seeds):
                 config = PruningConfig(method=method, importance=name, seed=seed, num_samples=args.samples, **size)

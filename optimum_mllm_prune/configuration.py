@@ -12,7 +12,7 @@ from .version import __version__
 
 AUTO = "auto"
 METHODS = ("auto", "layer", "width", "mixed")
-REPAIRS = ("auto", "none", "least-squares", "linear-map")
+REPAIRS = ("auto", "none", "least-squares", "linear-map", "merge")
 HEAD_UNITS = ("auto", "group", "query")
 DEFAULT_RATIO = 0.15
 _COUNTS = (
@@ -57,8 +57,9 @@ class PruningConfig(BaseConfig):
             class rejects the head count (Llama as Mistral).
         repair: "least-squares" refits in closed form the linear maps that read heads and channels, so that they give
             what the original's give, and before removed layers what is in the stream after these; "linear-map" maps
-            only the output of the MLP before removed layers (method "layer"); "none" leaves all as it was cut; "auto"
-            is "least-squares" where there are calibration rows.
+            only the output of the MLP before removed layers (method "layer"); "merge" merges every layer that goes
+            into the nearest one before it that stays (method "layer"); "none" leaves all as it was cut; "auto" merges
+            where the importance is "merge" and is "least-squares" otherwise, where there are calibration rows.
         repair_samples: rows to refit on, of the same data.
         steps: in how many steps the plan is made (methods "layer" and "width"): each scores what the last one left,
             repaired. Worth its time where much goes.
@@ -125,6 +126,12 @@ class PruningConfig(BaseConfig):
         """The same: a pruning config is short and says everything."""
         return self.to_dict()
 
+    @property
+    def merges(self) -> bool:
+        """Whether layers that go are merged into layers that stay."""
+        wanted = self.repair == "merge" or (self.repair == "auto" and self.importance == "merge")
+        return wanted and self.method == "layer"
+
     def _resolve_size(self) -> None:
         given = [key for key in ("ratio", "num_layers", "target_params") if getattr(self, key) is not None]
         if len(given) > 1:
@@ -144,6 +151,8 @@ class PruningConfig(BaseConfig):
             raise UserInputError(
                 f"repair 'linear-map' stands in for removed layers: with method '{self.method}' use 'least-squares'."
             )
+        if self.repair == "merge" and self.method != "layer":
+            raise UserInputError("repair 'merge' merges whole layers that go: use it with method 'layer'.")
         if self.steps != 1 and self.method == "mixed":
             raise UserInputError("steps go with method 'layer' or 'width': take one step, or one of these.")
         if self.importance is None:

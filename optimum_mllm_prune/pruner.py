@@ -34,7 +34,7 @@ from .importance import Scores
 from .importance.scoring import score
 from .loading import commit_of, load_config, load_model, with_origin
 from .planning import PruningPlan, checked, make_plan
-from .repair import Repair, repair, rows_to_repair
+from .repair import Merge, Repair, repair, rows_to_repair
 from .steps import stepwise_plan
 from .surgery import pruned_model
 
@@ -69,7 +69,7 @@ class MLLMPruner:
         self.base_model_license = base_model_license
         self.scores: Scores | None = None
         self.calibration: dict[str, Any] | None = None
-        self.repair: Repair | None = None
+        self.repair: Repair | Merge | None = None
         self.timings: dict[str, float] = {}
         self._backbones: dict[str, Backbone] = {}
         self._calibrated: dict[str, tuple[Scores, dict[str, Any] | None]] = {}

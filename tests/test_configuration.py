@@ -9,7 +9,10 @@ from optimum_mllm_prune.errors import UserInputError
 from optimum_mllm_prune.version import __version__
 
 
-METRICS = "activation, block_influence, magnitude, magnitude_l1, magnitude_l2, random, taylor, taylor_group, wanda"
+METRICS = (
+    "activation, angular, block_influence, loss, magnitude, magnitude_l1, magnitude_l2, merge, random, taylor, "
+    "taylor_group, wanda"
+)
 WIDTH_METRICS = "taylor, taylor_group, activation, wanda, magnitude_l1, magnitude_l2, random"
 KEYS = [
     "method",
@@ -123,8 +126,23 @@ def test_a_metric_of_layers_for_width(metric):
 def test_a_metric_of_width_for_layers(metric):
     assert reason_of(num_layers=2, importance=metric) == (
         f"importance '{metric}' does not score what method 'layer' removes: "
-        "use one of block_influence, magnitude, random."
+        "use one of block_influence, angular, loss, merge, magnitude, random."
     )
+
+
+@pytest.mark.parametrize("method", ["width", "mixed"])
+def test_a_merge_of_what_is_no_layer(method):
+    assert reason_of(method=method, repair="merge") == (
+        "repair 'merge' merges whole layers that go: use it with method 'layer'."
+    )
+
+
+def test_when_layers_are_merged():
+    assert PruningConfig(num_layers=2, importance="merge").merges
+    assert PruningConfig(num_layers=2, repair="merge").merges
+    assert not PruningConfig(num_layers=2).merges
+    assert not PruningConfig(num_layers=2, importance="merge", repair="none").merges
+    assert not PruningConfig(num_layers=2, importance="merge", repair="least-squares").merges
 
 
 @pytest.mark.parametrize("layers", [3, "3", [1.5], ["1"], [True]])

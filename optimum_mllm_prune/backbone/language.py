@@ -12,6 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from ..errors import UserInputError
 from .finding import layer_lists
 from .layer_lists import layer_changes, outer_changes
+from .merging import unmergeable
 from .probe import Ground, probe_channels, probe_heads
 from .protection import beside_the_text, last_of_each_kind, layer_kinds, protected_layers
 from .skeleton import Shapes, count_backbone_parameters, count_parameters, first_difference, shapes_of, skeleton
@@ -133,6 +134,11 @@ class Backbone:
         except ConfigRejectedError:
             pass
         return protected
+
+    @cached_property
+    def unmergeable_layers(self) -> dict[int, str]:
+        """Layers that cannot be merged into the one before them, with the reason."""
+        return unmergeable(self._skeleton.get_submodule(self.layers_prefix))
 
     def must_stay(self, removed: Collection[int]) -> dict[int, str]:
         """Layers that must stay when `removed` go, with the reason: the protected, and one of every kind."""

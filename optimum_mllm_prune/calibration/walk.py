@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from ..backbone.finding import image_encoder
 from .batches import Batch
+from .stream import leaving, patched
 
 
 Look = Callable[[nn.Module, list], Any]
@@ -58,6 +59,10 @@ class Walk:
             self._before = given if self.skips else self._before
         self.layer += 1
 
+    def rewind(self) -> None:
+        """Go back to the first layer, as to weights that have changed since; the vision tower is still known."""
+        self.layer, self._before = 0, [None] * len(self.batches)
+
     def see(self, number: int, module: nn.Module, look: Look) -> Tensor:
         """What a hook sees at a module of the present layer, with one of the batches."""
         return self._run(number, module, look)
@@ -67,16 +72,16 @@ class Walk:
         found: list[Tensor] = []
         handle = module.register_forward_hook(lambda _, args, output: found.extend((args[0], output)))
         try:
-            leaving = self._run(number, self.layers[self.layer], output_of)
+            given = self._run(number, self.layers[self.layer], output_of)
         finally:
             handle.remove()
-        return found[0], found[1], _tensor(leaving)
+        return found[0], found[1], leaving(given)
 
     def stream(self, number: int) -> Tensor:
         """What the layer before the present one gives, with one of the batches: (rows, tokens, hidden_size)."""
         if self.skips:
-            return _tensor(self._before[number])
-        return _tensor(self._run(number, self.layers[self.layer - 1], output_of))
+            return leaving(self._before[number])
+        return leaving(self._run(number, self.layers[self.layer - 1], output_of))
 
     def _watched(self, number: int, watched: Mapping[nn.Module, Watch]) -> Any:
         with ExitStack() as stack:
@@ -88,7 +93,7 @@ class Walk:
     def _run(self, number: int, module: nn.Module, look: Look) -> Any:
         found: list[Any] = []
         with ExitStack() as stack:
-            stack.enter_context(self._beginning_skipped(number))
+            stack.enter_context(self.beginning_skipped(number))
             stack.callback(look(module, found).remove)
             try:
                 self.model(**self.batches[number].inputs, use_cache=False)
@@ -97,13 +102,13 @@ class Walk:
         raise RuntimeError("the forward pass does not reach the module")
 
     @contextmanager
-    def _beginning_skipped(self, number: int) -> Iterator[None]:
-        """Inside, what lies before the present layer gives what it gave with this batch."""
+    def beginning_skipped(self, number: int) -> Iterator[None]:
+        """Inside, what lies before the present layer gives what it gave with this batch; no cache may be used."""
         with ExitStack() as stack:
             if self._tower is not None:
-                stack.enter_context(_patched(self._tower, self._once(number, self._tower.forward)))
+                stack.enter_context(patched(self._tower, self._once(number, self._tower.forward)))
             for layer in self.layers[: self.layer] if self.skips else ():
-                stack.enter_context(_patched(layer, lambda *_, **__: self._before[number]))
+                stack.enter_context(patched(layer, lambda *_, **__: self._before[number]))
             yield
 
     def _once(self, number: int, forward: Callable) -> Callable:
@@ -120,10 +125,10 @@ class Walk:
         self.skips, last = False, self.layers[-1]
         if len(self.layers) < 2 or not self.batches:
             return False
-        whole = _tensor(self._run(0, last, output_of))
+        whole = leaving(self._run(0, last, output_of))
         before = self._run(0, self.layers[-2], output_of)
         self.skips, self.layer, self._before[0] = True, len(self.layers) - 1, before
-        short = _tensor(self._run(0, last, output_of))
+        short = leaving(self._run(0, last, output_of))
         self.layer, self._before[0] = 0, None
         return bool((short - whole).abs().max() <= _ROUNDING * whole.abs().max())
 
@@ -146,20 +151,3 @@ def input_of(module: nn.Module, found: list) -> Any:
         raise Seen
 
     return module.register_forward_pre_hook(hook)
-
-
-def _tensor(output: Any) -> Tensor:
-    return output if isinstance(output, Tensor) else output[0]
-
-
-@contextmanager
-def _patched(module: nn.Module, forward: Callable) -> Iterator[None]:
-    own = module.__dict__.get("forward")
-    module.forward = forward
-    try:
-        yield
-    finally:
-        if own is None:
-            del module.__dict__["forward"]
-        else:
-            module.forward = own

@@ -126,15 +126,19 @@ def _add_importance(parser: ArgumentParser) -> None:
     group.add_argument(
         "--importance",
         help="width: taylor (default), taylor_group, reconstruction, activation, wanda, magnitude_l1, magnitude_l2, "
-        "random; "
-        "layer: block_influence (default), magnitude, random",
+        "random; layer: block_influence (default), angular, loss, merge, magnitude, random",
     )
     group.add_argument(
         "--dataset",
         help="calibration rows: folder (save_to_disk, imagefolder, json or parquet with images), file, or Hub id",
     )
     add_flag(group, "--dataset-split", help="split of the data set (default: train)")
-    add_flag(group, "--num-samples", type=int, help="calibration rows (default: 10 for gradients, 50 for activations)")
+    add_flag(
+        group,
+        "--num-samples",
+        type=int,
+        help="calibration rows (default: 10 for gradients, loss and merge, 50 for activations)",
+    )
     add_flag(group, "--batch-size", type=int, help="rows a pass (default: all for taylor, else 8)")
     add_flag(group, "--gradient-checkpointing", action="store_true", help="less memory, more time in gradient metrics")
     group.add_argument("--seed", type=int, default=42, help="seed of every random choice (default 42)")
@@ -169,8 +173,9 @@ def _add_plan(parser: ArgumentParser) -> None:
     group.add_argument(
         "--repair",
         default="auto",
-        help="refit what is left in closed form to what the original gives: least-squares, linear-map (layers alone), "
-        "none, auto (least-squares where rows are there; default)",
+        help="mend what is left: least-squares (refit in closed form to what the original gives), linear-map (only "
+        "the output of the MLP before removed layers), merge (layers that go into those before them), none, auto "
+        "(merge with importance merge, else least-squares where rows are there; default)",
     )
     add_flag(group, "--repair-samples", type=int, default=128, help="rows to refit on (default 128)")
     add_flag(

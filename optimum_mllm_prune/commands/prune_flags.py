@@ -110,9 +110,10 @@ def refuse_idle_flags(args: Namespace, config: PruningConfig, sizes_only: bool) 
             raise UserInputError(f"nothing is scored and nothing repaired, so no row is read: leave {flag} out.")
     if args.plan:
         return
-    if config.repair == "none" and given(args, ["repair_samples"]):
-        raise UserInputError("--repair-samples has no effect with --repair none: leave it out.")
-    if config.repair not in ("auto", "none") and not args.dataset and (args.scores or needs == "weights"):
+    if config.repair in ("none", "merge") and given(args, ["repair_samples"]):
+        raise UserInputError(f"--repair-samples has no effect with --repair {config.repair}: leave it out.")
+    reads_rows = config.repair in ("least-squares", "linear-map")
+    if reads_rows and not args.dataset and (args.scores or needs == "weights"):
         raise UserInputError(f"--repair {config.repair} reads rows: name them with --dataset.")
     other = {"layer": (*WIDTH_ONLY, *MIXED_ONLY), "width": (*LAYER_ONLY, *MIXED_ONLY), "mixed": ()}
     for flag in given(args, other[config.method]):

@@ -9,7 +9,7 @@ from ..evaluation.table import quality_rows, task_rows
 from ..planning import Account, PruningPlan
 from ..planning.guide import Advice
 from ..recovery.record import RecoveryRecord
-from ..repair import Repair
+from ..repair import Merge, Repair
 
 
 def plan_table(plan: PruningPlan | Account) -> str:
@@ -101,8 +101,11 @@ def _training(advice: Advice, recover: str) -> str:
     return said
 
 
-def repair_text(repair: Repair) -> str:
-    """What was refitted, what it gained, and what a reader should know."""
+def repair_text(repair: Repair | Merge) -> str:
+    """What was refitted or merged, what it gained, and what a reader should know."""
+    if isinstance(repair, Merge):
+        groups = (f"{', '.join(map(str, others))} into {into}" for into, others in repair.layers.items())
+        return f"merged layers: {'; '.join(groups)}"
     told = repair.to_dict()
     changed = f"repaired: {told['refitted']} of {len(repair.refits)} linear maps refitted on {repair.rows} rows"
     if told["refitted"]:

@@ -40,7 +40,8 @@ class Subject:
 class Observer(ABC):
     """Base of all metrics. Scores are fp32 on the CPU, higher is more important.
 
-    `scores` returns {"layers": (layers,)} or, for width metrics, one (sites, units) tensor for each group's kind.
+    `scores` returns {"layers": (layers,)}, with "layer_runs" (layers, layers) where runs of layers are scored, or, for
+    width metrics, one (sites, units) tensor for each group's kind.
     """
 
     def __init__(self, subject: Subject) -> None:

@@ -6,7 +6,10 @@ from functools import partial
 from typing import Literal
 
 from .activation import Activation, Wanda
+from .angular import AngularDistance
+from .answer_loss import AnswerLoss
 from .block_influence import BlockInfluence
+from .merging import Merging
 from .observer import Observer, Subject
 from .reconstruction import Reconstruction
 from .taylor import Taylor, TaylorGroup
@@ -26,16 +29,21 @@ class Metric:
         create: makes the observer.
         samples: calibration rows by default (the paper's numbers for gradients and for Block Influence).
         one_batch: whether all rows belong in one batch, because the score is not linear in the gradient.
+        in_a_row: whether layers go as one run of neighbours, scored as a whole.
     """
 
     needs: Needs
     create: Callable[[Subject], Observer]
     samples: int = 0
     one_batch: bool = False
+    in_a_row: bool = False
 
 
 METRICS: dict[str, dict[str, Metric]] = {
     "block_influence": {"layer": Metric("forward", BlockInfluence, 50)},
+    "angular": {"layer": Metric("forward", AngularDistance, 50, in_a_row=True)},
+    "loss": {"layer": Metric("rows", AnswerLoss, 10)},
+    "merge": {"layer": Metric("rows", Merging, 10)},
     "magnitude": {"layer": Metric("weights", LayerMagnitude)},
     "taylor": {"width": Metric("backward", Taylor, 10, one_batch=True)},
     "taylor_group": {"width": Metric("backward", TaylorGroup, 10)},
@@ -70,6 +78,11 @@ def metrics_for(method: str) -> list[str]:
 def metric_of(name: str, method: str) -> Metric:
     """The metric of that name for `method`; KeyError where there is none."""
     return METRICS[name][scored_as(method)]
+
+
+def goes_in_a_row(name: str, method: str) -> bool:
+    """Whether layers go as one run of neighbours when `method` is asked for with the metric of that name."""
+    return method == "layer" and metric_of(name, method).in_a_row
 
 
 def default_metric(method: str) -> str:

@@ -14,6 +14,7 @@ from ..errors import UserInputError
 
 
 SCORES_NAME = "pruning_scores.safetensors"
+RUNS = "layer_runs"
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,8 @@ class Scores:
     Attributes:
         tensors: fp32 "layers" (layers,), "heads" (layers, units) and "channels" (layers, intermediate_size); a layer
             without such a block has NaN. Blocks outside the decoder, where there are any: "heads_outside" and
-            "channels_outside" (blocks, units).
+            "channels_outside" (blocks, units). Of a metric that scores runs of layers also "layer_runs" (layers,
+            layers), whose entry [l, n - 1] is of the n layers from l on, NaN where there are not so many.
         metrics: "layer" and "width" to the name of the metric that scored them.
         model: fingerprint of the architecture that was scored.
         left_out: kinds of units ("heads", "channels") that could not be scored, with the reason.
@@ -69,6 +71,13 @@ class Scores:
             raise UserInputError(f"the scores hold no score for each of {num_layers} layers: calibrate again.")
         return found
 
+    def of_runs(self, num_layers: int) -> Tensor:
+        """fp32 (layers, layers), see `tensors`. Raises UserInputError where there are none, or of another depth."""
+        found = self.tensors.get(RUNS)
+        if found is None or tuple(found.shape) != (num_layers, num_layers):
+            raise UserInputError(f"the scores hold no score for each run of {num_layers} layers: calibrate again.")
+        return found
+
     def save(self, folder: Path) -> None:
         """Write `pruning_scores.safetensors`."""
         metadata = {"model": self.model}
@@ -98,6 +107,11 @@ class Scores:
 
 def _under(prefix: str, metadata: dict[str, str]) -> dict[str, str]:
     return {key.removeprefix(prefix): value for key, value in metadata.items() if key.startswith(prefix)}
+
+
+def runs_within(num_layers: int) -> Tensor:
+    """bool (layers, layers): where [l, n - 1] is a run, one of n layers from l on."""
+    return torch.ones(num_layers, num_layers, dtype=torch.bool).tril().flipud()
 
 
 def by_layer(group: Group, rows: Tensor, num_layers: int) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ from ..calibration.rows import load_rows
 from ..errors import UserInputError
 from .observer import Observer, Subject
 from .registry import METRICS, companion, metric_of, scored_as
-from .scores import Scores, by_layer
+from .scores import RUNS, Scores, by_layer, runs_within
 
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ def _counted(made: Iterator[Batch], counts: Counter[str]) -> Iterator[Batch]:
 def _finite(observer: Observer, name: str) -> dict[str, Tensor]:
     """The observer's scores. Raises UserInputError where they are not finite."""
     found, dtype = observer.scores(), observer.subject.model.dtype
-    if not all(rows.isfinite().all() for rows in found.values()):
+    if not all(_all_finite(kind, rows) for kind, rows in found.items()):
         mend = (
             "load the model with dtype bfloat16 or float32" if dtype == torch.float16 else "check the model's weights"
         )
@@ -136,10 +136,14 @@ def _finite(observer: Observer, name: str) -> dict[str, Tensor]:
     return found
 
 
+def _all_finite(kind: str, rows: Tensor) -> bool:
+    return bool((rows[runs_within(len(rows))] if kind == RUNS else rows).isfinite().all())
+
+
 def _gathered(found: Sequence[dict[str, Tensor]], groups: Sequence[Group], backbone: Backbone) -> dict[str, Tensor]:
     by_kind = {group.kind: group for group in groups}
     tensors: dict[str, Tensor] = {}
     for scores in found:
         for kind, rows in scores.items():
-            tensors |= {kind: rows} if kind == "layers" else by_layer(by_kind[kind], rows, backbone.num_layers)
+            tensors |= {kind: rows} if kind in ("layers", RUNS) else by_layer(by_kind[kind], rows, backbone.num_layers)
     return tensors

@@ -7,6 +7,10 @@ from dataclasses import dataclass, replace
 from ..backbone import Backbone
 from ..configuration import PruningConfig
 from ..errors import UserInputError
+from ..importance.registry import goes_in_a_row
+
+
+_ONE_BY_ONE = "Ask for less, or use an importance that takes layers one by one."
 
 
 @dataclass(frozen=True)
@@ -55,8 +59,16 @@ def budget_of(backbone: Backbone, config: PruningConfig) -> Budget:
     return Budget(remove, remove / backbone.backbone_parameters, whole=True)
 
 
-def layers_to_remove(backbone: Backbone, config: PruningConfig, budget: Budget, order: Sequence[int]) -> list[int]:
-    """The layers that go, ascending: the first of `order` that come closest to the budget.
+def layers_to_remove(
+    backbone: Backbone, config: PruningConfig, budget: Budget, choices: Sequence[Sequence[int]]
+) -> list[int]:
+    """The layers that go, ascending: the choice that comes closest to the budget.
+
+    Args:
+        backbone: of the original model.
+        config: what is wanted.
+        budget: how much is to go.
+        choices: for every number of layers, from none to as many as may go, those that would.
 
     Raises:
         UserInputError: nothing, everything or more than may go would go.
@@ -68,13 +80,20 @@ def layers_to_remove(backbone: Backbone, config: PruningConfig, budget: Budget, 
                 f"num_layers {count} would leave nothing: the model has {backbone.num_layers} layers, remove fewer."
             )
     else:
-        count = _closest_count(backbone, budget, order)
-    if count > len(order):
+        count = _closest_count(backbone, config, budget, choices)
+    if count >= len(choices):
+        may = len(choices) - 1
+        if goes_in_a_row(config.importance, config.method):
+            raise UserInputError(
+                f"{count} of {backbone.num_layers} layers would have to go in a row but no run of more than {may} "
+                f"may: it would hold a protected layer or the last of a kind. {_ONE_BY_ONE}"
+            )
         raise UserInputError(
-            f"{count} of {backbone.num_layers} layers would have to go but only {len(order)} may: "
-            f"the others are protected. Ask for less, or use method 'width'."
+            f"{count} of {backbone.num_layers} layers would have to go but only {may} may: "
+            f"the others are protected{' or cannot be merged' if config.merges else ''}. Ask for less, or use method "
+            "'width'."
         )
-    return sorted(order[:count])
+    return sorted(choices[count])
 
 
 def removed_with(backbone: Backbone, kept_layers: Sequence[int]) -> int:
@@ -95,9 +114,19 @@ def _layer_sizes(backbone: Backbone) -> list[int]:
     return sizes
 
 
-def _closest_count(backbone: Backbone, budget: Budget, order: Sequence[int]) -> int:
+def _closest_count(backbone: Backbone, config: PruningConfig, budget: Budget, choices: Sequence[Sequence[int]]) -> int:
     sizes = _layer_sizes(backbone)
-    removed = [sum(sizes[i] for i in order[:n]) for n in range(len(order) + 1)]
+    removed = [sum(sizes[i] for i in gone) for gone in choices]
+    if budget.remove > max(removed) + _mean_layer(backbone) / 2:
+        most = f"{max(removed) / backbone.backbone_parameters:.3f} of the language backbone"
+        if goes_in_a_row(config.importance, config.method):
+            raise UserInputError(
+                f"ratio {budget.ratio:.3f} is more than layers in a row can give: the longest run that may go is "
+                f"{most}. {_ONE_BY_ONE}"
+            )
+        raise UserInputError(
+            f"ratio {budget.ratio:.3f} would remove everything: the layers that may go are {most}, ask for less."
+        )
     counts = [n for n, gone in enumerate(removed) if gone < budget.below]
     count = min(counts, key=lambda n: abs(removed[n] - budget.remove))
     one = _mean_layer(backbone) / backbone.backbone_parameters
@@ -105,10 +134,5 @@ def _closest_count(backbone: Backbone, budget: Budget, order: Sequence[int]) -> 
         raise UserInputError(
             f"ratio {budget.ratio:.4f} removes nothing: one layer is {one:.4f} of the language backbone, "
             "ask for more or use method 'width'."
-        )
-    if budget.remove > removed[-1] + _mean_layer(backbone) / 2:
-        raise UserInputError(
-            f"ratio {budget.ratio:.3f} would remove everything: the layers that may go are "
-            f"{removed[-1] / backbone.backbone_parameters:.3f} of the language backbone, ask for less."
         )
     return count

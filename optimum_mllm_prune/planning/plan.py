@@ -7,6 +7,7 @@ from typing import Any, get_type_hints
 
 from ..backbone import Backbone, Group, NotExpressibleError, Sizes
 from ..backbone.twin import twin_name
+from ..configuration import PruningConfig
 from ..errors import UserInputError
 from ..importance.registry import metrics_for
 from ..json_types import fits, in_words
@@ -134,15 +135,26 @@ class PruningPlan:
         if self.twin not in (None, twin_name(backbone.config)):
             raise UserInputError(f"the plan's twin '{self.twin}' is none of this model: remove it or plan again.")
         _check_indexes("removed_layers", self.removed_layers, backbone.num_layers)
-        for layer, reason in sorted(backbone.must_stay(self.removed_layers).items()):
+        for layer, reason in sorted(self._must_stay(backbone).items()):
             if layer in self.removed_layers:
                 raise UserInputError(f"the plan removes layer {layer}: {reason}.")
+        if self.merges and (self.removed_heads or self.removed_channels):
+            raise UserInputError("the plan merges layers and narrows those that stay: take out one of the two.")
         return Sizes(
             kept_layers=tuple(self.kept_layers),
             heads=_units_left(self.removed_heads, backbone, "heads"),
             channels=_units_left(self.removed_channels, backbone, "channels"),
             twin=self.twin is not None,
         )
+
+    @property
+    def merges(self) -> bool:
+        """Whether the layers that go are merged into layers that stay."""
+        return bool(self.config) and PruningConfig.from_dict(self.config).merges
+
+    def _must_stay(self, backbone: Backbone) -> dict[int, str]:
+        unmergeable = backbone.unmergeable_layers if self.merges else {}
+        return unmergeable | backbone.must_stay(self.removed_layers)
 
     def removed_units(self, group: Group) -> dict[str, list[int]]:
         """Module name of each block of a group to the units it loses."""

@@ -13,10 +13,10 @@ from ..backbone.text_config import text_config
 from ..configuration import PruningConfig
 from ..errors import UserInputError
 from ..importance import Scores
-from ..importance.registry import scored_as
+from ..importance.registry import goes_in_a_row, scored_as
 from .budget import Budget, budget_of, layers_to_remove, removed_with
 from .plan import PruningPlan
-from .selection import layer_order, weakest
+from .selection import firsts, layer_order, least_runs, weakest
 from .width import width_sizes
 
 
@@ -148,6 +148,14 @@ def make_plan(backbone: Backbone, config: PruningConfig, scores: Scores) -> Prun
     )
 
 
+def _layer_scores(scores: Scores | None, num_layers: int, in_a_row: bool) -> torch.Tensor:
+    """fp32 (layers,), or (layers, layers) where they go in a row; without scores the last layers are the least."""
+    if scores is not None:
+        return scores.of_runs(num_layers) if in_a_row else scores.of_layers(num_layers)
+    last_first = -torch.arange(num_layers, dtype=torch.float32)
+    return last_first.unsqueeze(1).expand(-1, num_layers) if in_a_row else last_first
+
+
 def _removed_layers(
     backbone: Backbone, config: PruningConfig, budget: Budget, scores: Scores | None
 ) -> tuple[list[int], list[str]]:
@@ -158,10 +166,15 @@ def _removed_layers(
                 f"protected_layers has {layer}, the model's layers are 0 to {backbone.num_layers - 1}."
             )
         protected.setdefault(layer, "asked for")
-    last_first = -torch.arange(backbone.num_layers, dtype=torch.float32)
-    by_layer = last_first if scores is None else scores.of_layers(backbone.num_layers)
-    order = layer_order(by_layer, backbone.layer_kinds, protected)
-    removed = layers_to_remove(backbone, config, budget, order)
+    if config.merges:
+        protected = backbone.unmergeable_layers | protected
+    in_a_row = goes_in_a_row(config.importance, config.method)
+    by_layer = _layer_scores(scores, backbone.num_layers, in_a_row)
+    if in_a_row:
+        choices = least_runs(by_layer, backbone.layer_kinds, protected)
+    else:
+        choices = firsts(layer_order(by_layer, backbone.layer_kinds, protected))
+    removed = layers_to_remove(backbone, config, budget, choices)
     notes = [f"layers: {backbone.num_layers} -> {backbone.num_layers - len(removed)}"]
     if protected:
         notes.append(f"protected layers: {', '.join(f'{i} ({why})' for i, why in sorted(protected.items()))}")

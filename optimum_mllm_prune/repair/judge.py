@@ -1,7 +1,9 @@
-"""Whether a repair does the answers any good: those of rows that decide, before and after."""
+"""Whether a change does the answers any good: those of rows that nothing was fitted to, before and after."""
 
 from collections.abc import Sequence
 
+import torch
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
@@ -10,21 +12,42 @@ from ..calibration.engine import answer_logits
 
 
 class Judge:
-    """Mean cross entropy of right answers, in nats a token, of a model that is being changed.
+    """Cross entropy of the right answers, in nats, of a model that is being changed.
 
     Args:
         model: in eval mode, without gradients.
-        batches: of rows to which nothing is fitted; none, and there is no loss to go by.
+        batches: of rows to which nothing is fitted; none, and nothing is known.
     """
 
     def __init__(self, model: PreTrainedModel, batches: Sequence[Batch]) -> None:
         self.model, self.batches = model, batches
+        self._tokens = sum(batch.answer_tokens for batch in batches)
 
-    def loss(self) -> float | None:
-        """Of the model as it is now; None without rows."""
-        total, tokens = 0.0, 0
+    def losses(self) -> Tensor:
+        """Of the model as it is now: fp64 (rows,), summed over each row's answer tokens."""
+        found = [torch.zeros(0, dtype=torch.float64)]
         for batch in self.batches:
-            logits, answers, _ = answer_logits(self.model, batch)
-            total += cross_entropy(logits.float(), answers, reduction="sum").item()
-            tokens += len(answers)
-        return total / tokens if tokens else None
+            logits, answers, rows = answer_logits(self.model, batch)
+            nats = cross_entropy(logits.float(), answers, reduction="none").double()
+            found.append(torch.zeros(len(batch.labels), dtype=torch.float64).index_add(0, rows.cpu(), nats.cpu()))
+        return torch.cat(found)
+
+    def by_token(self, losses: Tensor) -> float | None:
+        """Mean over all answer tokens; None where there are none."""
+        return losses.sum().item() / self._tokens if self._tokens else None
+
+
+def changed(before: Tensor, after: Tensor) -> int:
+    """1 where the answers became likelier, -1 where less likely, 0 where it cannot be told.
+
+    It can where the mean over rows is further from 0 than its standard error.
+
+    Args:
+        before: fp64 (rows,) nats.
+        after: of the same rows.
+    """
+    gain = before - after
+    if len(gain) < 2:
+        return 0
+    error = gain.std() / len(gain) ** 0.5
+    return int(gain.mean() > error) - int(-gain.mean() > error)

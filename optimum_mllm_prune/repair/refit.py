@@ -1,6 +1,6 @@
 """Layer by layer, the maps that are left are refitted to what the original gives."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -16,9 +16,10 @@ from ..calibration.batches import Batch, Modality, batches
 from ..calibration.engine import evaluating
 from ..calibration.walk import Walk, input_of, output_of
 from ..planning import PruningPlan
-from .judge import Judge
-from .least_squares import RIDGES, Moments, best_ridge, ridge_solution
+from .judge import Judge, changed
+from .least_squares import best_ridge, ridge_solution
 from .maps import Pair, assign, moments_of, with_bias
+from .merge import Merge, merge
 from .result import Refit, Repair
 from .rows import config_of, repair_method
 from .stream import share_in_stream
@@ -38,13 +39,15 @@ def repair(
     processor: ProcessorMixin,
     rows: Sequence[Any],
     method: str | None = None,
-) -> Repair:
+) -> Repair | Merge:
     """Refit maps of `pruned`, in place and in the order of the forward pass.
 
     Inputs are always those of the pruned model so far, so that what one layer errs the next one mends. Where units
     went, every `o_proj` and `down_proj` is fitted to what the original's gives at the same tokens. Where layers went,
     the `down_proj` before them is fitted to what the stream is after them in the original. A map is changed only where
-    that lowers its error on rows that it was not fitted to.
+    that lowers its error on rows that it was not fitted to, and before removed layers only where it makes the answers
+    of these likelier; all is undone should they be less likely in the end. A plan that merges its layers is merged
+    instead; then no row is read.
 
     Args:
         original: the whole model.
@@ -57,6 +60,8 @@ def repair(
             once more, which is folded into its weight (Shopkhoev et al., ReplaceMe, arXiv 2505.02819, equation 4). By
             default what the plan's config asks for.
     """
+    if plan.merges:
+        return merge(original, pruned, backbone, plan)
     method = method or repair_method(config_of(plan))
     rows = list(rows)
     held_out = rows[HELD_OUT - 1 :: HELD_OUT]
@@ -64,14 +69,15 @@ def repair(
     made = [_batches(pruned, processor, some) for some in (fit, held_out)]
     with evaluating(original), evaluating(pruned), torch.no_grad():
         walks = _Walks(original, pruned, backbone, plan, *made)
-        first = walks.judge.loss()
+        first = walks.judge.losses()
         for layer in tqdm(plan.kept_layers, desc="Repairing", unit="layer"):
             walks.mend(layer, method)
         last = walks.kept(first)
+    before, after = walks.judge.by_token(first), walks.judge.by_token(last)
     tokens = sum(int((batch.modality != Modality.PADDING).sum()) for batch in walks.made)
     widest = max((pruned.get_submodule(refit.module).in_features for refit in walks.refits), default=0)
     notes = [*walks.notes, *_too_few(len(rows), tokens, widest)]
-    return Repair(method, walks.refits, len(rows), tokens, first, last, notes)
+    return Repair(method, walks.refits, len(rows), tokens, before, after, notes)
 
 
 def _batches(model: PreTrainedModel, processor: ProcessorMixin, rows: Sequence[Any]) -> list[Batch]:
@@ -110,17 +116,15 @@ class _Walks:
                 self._refit(name, after if before_gap else None, method)
         self.ours.advance()
 
-    def kept(self, first: float | None) -> float | None:
-        """The loss of the answers in the end, `first` before; all is as it was cut should they be less likely now."""
-        last = self.judge.loss()
-        if first is None or last <= first:
+    def kept(self, first: Tensor) -> Tensor:
+        """Losses of the answers in the end, `first` before; all is as it was cut should they be less likely now."""
+        last = self.judge.losses()
+        if changed(first, last) >= 0:
             return last
         for map, weight, bias in reversed(self._replaced):
             _restore(map, weight, bias)
         self.refits = [replace(refit, after=refit.before, ridge=None) for refit in self.refits]
-        self.notes.append(
-            f"left as it was cut: repaired, the answers of held-out rows lost {last:.3g} nats a token, not {first:.3g}"
-        )
+        self.notes.append("left as it was cut: repaired, it gave the answers of held-out rows a lower likelihood")
         return first
 
     def _refit(self, name: str, after: int | None, method: str) -> None:
@@ -144,32 +148,19 @@ class _Walks:
         unchanged = torch.eye(map.out_features).to(start) if folded else start
         fit, held_out = moments_of(self.made, self.first_held_out, pair, unchanged)
         old, put = (map, map.weight, map.bias), partial(_put, map, start if folded else None)
-        if share is not None and self.judge.batches:
-            ridge = self._likeliest(fit, unchanged, put)
-            _restore(*old)
-        else:
-            ridge = best_ridge(fit, held_out, unchanged)
+        ridge = best_ridge(fit, held_out, unchanged)
         before = error = held_out.error(unchanged)
         if ridge is not None:
+            losses = None if share is None else self.judge.losses()
             found = ridge_solution(fit, unchanged, ridge)
             put(found)
-            error = held_out.error(found)
-            self._replaced.append(old)
+            if losses is None or changed(losses, self.judge.losses()) > 0:
+                error = held_out.error(found)
+                self._replaced.append(old)
+            else:
+                _restore(*old)
+                ridge = None
         self.refits.append(Refit(own, before, error, ridge))
-
-    def _likeliest(self, fit: Moments, start: Tensor, put: Callable[[Tensor], None]) -> float | None:
-        """The ridge with which the answers of held-out rows are most likely; None where none makes them likelier.
-
-        Few of a row's tokens are answers, and a map for the whole stream that fits the many may spoil the few.
-        """
-        best, least = None, self.judge.loss()
-        for ridge in RIDGES:
-            weight = ridge_solution(fit, start, ridge)
-            if weight is not None:
-                put(weight)
-                loss = self.judge.loss()
-                best, least = (ridge, loss) if loss < least else (best, least)
-        return best
 
     def _to_map(self, map: nn.Linear, target: nn.Linear) -> Pair:
         return lambda number: (self.ours.see(number, map, input_of), self.theirs.see(number, target, output_of))

@@ -12,7 +12,9 @@ from ..planning import PruningPlan
 
 
 def repair_method(config: PruningConfig) -> str | None:
-    """What a config has done where there are rows: "least-squares", "linear-map", or None."""
+    """What a config has done where there are rows, "least-squares" or "linear-map"; None where it reads none."""
+    if config.merges:
+        return None
     return {"none": None, "auto": "least-squares"}.get(config.repair, config.repair)
 
 
@@ -22,7 +24,7 @@ def config_of(plan: PruningPlan) -> PruningConfig:
 
 
 def rows_to_repair(plan: PruningPlan, processor: ProcessorMixin | None, dataset: Any) -> Sequence[Any] | None:
-    """The rows to refit on, or None where nothing is to be refitted.
+    """The rows to refit on, none for a merge of layers, which needs none; or None where nothing is to be repaired.
 
     Args:
         plan: whose config says whether, and how many rows.
@@ -33,6 +35,8 @@ def rows_to_repair(plan: PruningPlan, processor: ProcessorMixin | None, dataset:
         UserInputError: a repair was asked for by name and there are no rows or no processor, or rows cannot be used.
     """
     config = config_of(plan)
+    if config.merges:
+        return ()
     if repair_method(config) is None:
         return None
     if dataset is None or processor is None:

@@ -190,14 +190,19 @@ class TestNames:
         [
             (("--method", "depth"), "unknown method 'depth': use one of auto, layer, width, mixed."),
             (("--importance", "gradient"),
-             "unknown importance 'gradient': use one of activation, block_influence, magnitude, magnitude_l1, "
-             "magnitude_l2, random, taylor, taylor_group, wanda."),
+             "unknown importance 'gradient': use one of activation, angular, block_influence, loss, magnitude, "
+             "magnitude_l1, magnitude_l2, merge, random, taylor, taylor_group, wanda."),
             (("--importance", "block_influence"),
              "importance 'block_influence' does not score what method 'width' removes: use one of taylor, "
              "taylor_group, activation, wanda, magnitude_l1, magnitude_l2, random."),
             (("--num-layers", "2", "--importance", "taylor"),
-             "importance 'taylor' does not score what method 'layer' removes: use one of block_influence, magnitude, "
-             "random."),
+             "importance 'taylor' does not score what method 'layer' removes: use one of block_influence, angular, "
+             "loss, merge, magnitude, random."),
+            (("--num-layers", "2", "--repair", "merge", "--repair-samples", "9"),
+             "--repair-samples has no effect with --repair merge: leave it out."),
+            (("--repair", "merge"), "repair 'merge' merges whole layers that go: use it with method 'layer'."),
+            (("--num-layers", "2", "--importance", "loss", "--gradient-checkpointing"),
+             "importance 'loss' takes no gradients: leave --gradient-checkpointing out."),
             (("--head-unit", "pair"), "unknown head_unit 'pair': use one of auto, group, query."),
             (("--dtype", "int8"), "unknown dtype 'int8': use one of auto, float32, bfloat16, float16."),
             (("--dataset", "no-such/rows"),

@@ -211,6 +211,23 @@ class TestLayers:
         scores = load_file(cwd / "out" / "pruning_scores.safetensors")["layers"]
         assert sorted(scores.argsort()[:3].tolist()) == plan["removed_layers"]
 
+    @pytest.mark.parametrize("importance", ["angular", "loss", "merge"])
+    def test_in_sequence(self, command, llava, rows, cwd, importance):
+        """The plan, its scores, and the same plan from those scores."""
+        words = ["--num-layers", "3", "--importance", importance, "--dry-run"]
+        done = command("--model", llava, "out", *words, "--dataset", rows, "--num-samples", "3")
+        assert done.code == 0, done.err
+        removed = plan_of(cwd / "out")["removed_layers"]
+        scores = load_file(cwd / "out" / "pruning_scores.safetensors")
+        if importance == "angular":
+            runs = scores["layer_runs"][: tiny_llava.LAYERS - 2, 2]
+            assert removed == [runs.argmin() + i for i in range(3)]
+        else:
+            assert removed == sorted(scores["layers"].argsort()[:3].tolist())
+        assert {"heads", "channels"} < scores.keys()
+        assert command("--model", llava, "again", *words, "--scores", "out").code == 0
+        assert plan_of(cwd / "again")["removed_layers"] == removed
+
     def test_protected(self, command, llava, cwd):
         words = ["--method", "layer", "--importance", "magnitude", "--num-layers", "2", "--dry-run"]
         assert command("--model", llava, "free", *words).code == 0

@@ -58,17 +58,18 @@ def subject_of(model, head_unit="auto", seed=0):
 
 
 def calibrated(subject, method, name, batches, **options):
-    """The scores of a metric after all batches."""
+    """The scores of a metric after all batches; runs of layers that there are not count as 0."""
     metric = METRICS[name][method]
     observer = metric.create(subject)
     if metric.needs == "rows":
         with evaluating(subject.model), torch.no_grad():
-            observer.run(list(batches))
+            observer.run(batches)
     elif metric.needs != "weights":
         run_calibration(
             subject.model, batches, [observer], subject.layers, backward=metric.needs == "backward", **options
         )
-    return observer.scores()
+    scores = observer.scores()
+    return scores | {kind: rows.nan_to_num() for kind, rows in scores.items() if kind == "layer_runs"}
 
 
 def in_double(model, batch):

@@ -16,7 +16,9 @@ from optimum_mllm_prune.importance.taylor import Taylor
 
 
 PAIRS = [(method, name) for name, methods in METRICS.items() for method in methods]
-SCORED = [pair for pair in PAIRS if pair[1] != "random"]
+# Of whole layers in sequence: test_layer_metrics.py has their references.
+IN_SEQUENCE = {"angular", "loss", "merge"}
+SCORED = [pair for pair in PAIRS if pair[1] not in {"random", *IN_SEQUENCE}]
 CALIBRATED = [pair for pair in PAIRS if METRICS[pair[1]][pair[0]].needs != "weights"]
 GRADIENTS = [name for method, name in PAIRS if METRICS[name][method].needs == "backward"]
 
@@ -59,7 +61,9 @@ def test_it_scores_every_unit_of_every_block(family, method, name):
     scores = calibrated(subject, method, name, [batch_of(family, model.config)])
     shapes = {kind: tuple(found.shape) for kind, found in scores.items()}
     if method == "layer":
-        assert shapes == {"layers": (len(subject.layers),)}
+        number = len(subject.layers)
+        runs = {"layer_runs": (number, number)} if METRICS[name][method].in_a_row else {}
+        assert shapes == {"layers": (number,)} | runs
     else:
         assert shapes == {group.kind: (len(group.sites), group.units) for group in subject.groups}
     assert all(found.isfinite().all() and (found >= 0).all() and found.std() > 0 for found in scores.values())
@@ -139,7 +143,8 @@ def test_every_answer_token_weighs_the_same(name):
 @pytest.mark.parametrize("method", ["layer", "width"])
 def test_no_two_metrics_rank_alike(method):
     orders = {}
-    for name in metrics_for(method):
+    # Angles of single layers are those of block influence.
+    for name in set(metrics_for(method)) - {"angular"}:
         scores = scores_of("qwen3_5", method, name)
         orders[name] = scores["layers" if method == "layer" else "channels"].argsort(dim=-1)
     for one, other in combinations(orders, 2):

@@ -119,6 +119,14 @@ class TestOf:
         with pytest.raises(UserInputError, match=r"^the scores hold no heads of every layer: calibrate again\.$"):
             Scores(tensors).of(backbone.heads)
 
+    @pytest.mark.parametrize("tensors", [{}, {"layer_runs": torch.rand(3, 3)}, {"layer_runs": torch.rand(4)}])
+    def test_of_runs(self, tensors):
+        with pytest.raises(UserInputError) as told:
+            Scores(tensors).of_runs(4)
+        assert str(told.value) == "the scores hold no score for each run of 4 layers: calibrate again."
+        runs = torch.rand(4, 4)
+        assert Scores({"layer_runs": runs}).of_runs(4) is runs
+
     @pytest.mark.parametrize("tensors", [{}, {"layers": torch.rand(3)}])
     def test_no_layers(self, tensors):
         with pytest.raises(UserInputError, match=r"^the scores hold no score for each of 4 layers: calibrate again"):

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 from accelerate import cpu_offload
+from checkpoint import tiny_llava
 from families import FAMILIES
 
 from optimum_mllm_prune.backbone import Backbone
@@ -71,6 +72,37 @@ def test_no_width_is_refused_before_calibration(importance):
         f"no width of this architecture can be changed (heads: {UNKNOWN.format(QKV)}; "
         f"channels: {UNKNOWN.format(GATE_UP)}): use method 'layer'."
     )
+
+
+@pytest.mark.parametrize("importance", ["angular", "loss", "merge"])
+def test_layers_in_sequence_beside_widths(importance, tmp_path):
+    model, processor = tiny_llava.moved(0.01), tiny_llava.processor()
+    backbone = Backbone.of(model)
+    config = PruningConfig(num_layers=2, importance=importance, num_samples=3)
+    found, calibration = score(model, processor, backbone, config, tiny_llava.rows())
+    assert found.metrics == {"layer": importance, "width": "activation"}
+    assert found.tensors.keys() == {"layers", "heads", "channels"} | (
+        {"layer_runs"} if importance == "angular" else set()
+    )
+    assert (calibration["samples"], calibration["importance"]) == (3, importance)
+    assert calibration["tokens"]["image"] == 3 * 16
+    found.save(tmp_path)
+    again = Scores.load(tmp_path)
+    assert again.fingerprint == found.fingerprint
+    assert len(make_plan(backbone, config, again).removed_layers) == 2
+
+
+@pytest.mark.parametrize("importance", ["angular", "loss", "merge"])
+def test_what_is_not_finite_is_refused(importance):
+    model, processor = tiny_llava.model(), tiny_llava.processor()
+    with torch.no_grad():
+        model.model.language_model.norm.weight[0] = float("nan")
+        for layer in model.model.language_model.layers:
+            layer.mlp.down_proj.weight[0, 0] = float("inf")
+    config = PruningConfig(num_layers=2, importance=importance, num_samples=2)
+    with pytest.raises(UserInputError) as told:
+        score(model, processor, Backbone.of(model), config, tiny_llava.rows())
+    assert str(told.value) == f"importance '{importance}' is not finite in float32: check the model's weights."
 
 
 @pytest.mark.parametrize("config", [LAYERS, WIDTH], ids=["layers", "width"])

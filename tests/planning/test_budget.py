@@ -182,6 +182,72 @@ def test_more_layers_than_may_go():
     )
 
 
+class TestInARow:
+    """Layers by an importance of runs."""
+
+    def wish(self, **size):
+        return PruningConfig(method="layer", importance="angular", **size)
+
+    def test_the_run_with_the_least_score_goes(self):
+        runs = torch.rand(5, 5, generator=torch.Generator().manual_seed(0))
+        runs[3, 0], runs[2, 1] = 0.0, 0.0
+        runs = Scores({"layer_runs": runs})
+        assert account(backbone_of("qwen3_vl"), self.wish(num_layers=1), runs).sizes.kept_layers == (0, 1, 2, 4)
+        assert account(backbone_of("qwen3_vl"), self.wish(num_layers=2), runs).sizes.kept_layers == (0, 1, 4)
+        assert account(backbone_of("qwen3_vl"), self.wish(num_layers=3), runs).sizes.kept_layers == (0, 1)
+
+    def test_without_scores_the_last_run_stands_for_it(self):
+        made = account(backbone_of("mllama"), self.wish(num_layers=2))
+        assert made.sizes.kept_layers == (0, 1, 2, 3)
+        # Of six layers 1 and 4 are all that look at the image.
+        made = account(backbone_of("mllama"), self.wish(num_layers=2, protected_layers=[5]))
+        assert made.sizes.kept_layers == (0, 1, 2, 5)
+
+    def test_more_than_may_go(self):
+        assert refused(backbone_of("qwen3_vl"), method="layer", importance="angular", num_layers=4) == (
+            "4 of 5 layers would have to go in a row but no run of more than 3 may: it would hold a protected layer "
+            "or the last of a kind. Ask for less, or use an importance that takes layers one by one."
+        )
+        line = refused(
+            backbone_of("llava_llama"), method="layer", importance="angular", num_layers=2, protected_layers=[1, 2]
+        )
+        assert line.startswith("2 of 4 layers would have to go in a row but no run of more than 1 may: ")
+
+    def test_a_ratio_of_more_than_may_go(self):
+        line = refused(llava_7b(), method="layer", importance="angular", ratio=0.7, protected_layers=[16])
+        assert line == (
+            "ratio 0.700 is more than layers in a row can give: the longest run that may go is 0.481 of the language "
+            "backbone. Ask for less, or use an importance that takes layers one by one."
+        )
+
+
+class TestMerged:
+    """Layers that are merged into others."""
+
+    def test_those_that_cannot_be_merged_stay(self):
+        made = account(backbone_of("qwen3_5"), PruningConfig(num_layers=2, importance="merge"))
+        assert made.sizes.kept_layers == (0, 2, 3, 5)
+        assert made.notes[1].startswith(
+            "protected layers: 0 (no layer is before it to be merged into), 2 (its weights"
+        )
+
+    def test_more_than_may_go(self):
+        assert refused(backbone_of("qwen3_5"), num_layers=3, importance="merge") == (
+            "3 of 6 layers would have to go but only 2 may: the others are protected or cannot be merged. Ask for "
+            "less, or use method 'width'."
+        )
+
+    def test_none_may_go(self):
+        assert refused(backbone_of("qwen3_5_moe"), ratio=0.3, method="layer", importance="merge") == (
+            "ratio 0.300 would remove everything: the layers that may go are 0.000 of the language backbone, ask for "
+            "less."
+        )
+
+    def test_skipped_instead_any_may_go(self):
+        made = account(backbone_of("qwen3_5"), PruningConfig(num_layers=3, importance="merge", repair="none"))
+        assert made.sizes.kept_layers == (0, 1, 2)
+
+
 def test_a_ratio_of_less_than_half_a_layer():
     assert refused(llava_7b(), ratio=0.01, method="layer") == (
         "ratio 0.0100 removes nothing: one layer is 0.0300 of the language backbone, "

@@ -48,6 +48,17 @@ def reason_of(call):
     return str(error.value)
 
 
+def test_layers_in_a_row_need_scores_of_runs():
+    backbone, config = backbone_of("llava_llama_gqa"), PruningConfig(num_layers=2, importance="angular")
+    scores = scores_for(backbone, layer="angular")
+    assert reason_of(lambda: make_plan(backbone, config, scores)) == (
+        "the scores hold no score for each run of 4 layers: calibrate again."
+    )
+    runs = torch.tensor([[0.1, 0.5, 0.7, 0.8], [0.2, 0.1, 0.9, 0.0], [0.3, 0.2, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
+    plan = make_plan(backbone, config, replace(scores, tensors=scores.tensors | {"layer_runs": runs}))
+    assert (plan.removed_layers, plan.importance) == ([1, 2], "angular")
+
+
 @pytest.mark.parametrize(
     "family", ["llava_llama_gqa", "llava_phi3", "qwen3_5", "qwen2_vl", "paligemma", "idefics2", "qwen3_vl_moe"]
 )

@@ -3,9 +3,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optimum_mllm_prune.planning.selection import layer_order, weakest
+from optimum_mllm_prune.planning.selection import firsts, layer_order, least_runs, weakest
 
 
+NAN = float("nan")
 # Few values, so that many tie.
 values = st.integers(0, 3).map(float)
 
@@ -45,7 +46,34 @@ def test_layers_go_lowest_first_but_the_protected_and_the_last_of_a_kind(layers,
     assert {kinds[i] for i in range(len(layers)) if i not in expected} == set(kinds)
 
 
+@given(st.lists(st.sampled_from("ab"), min_size=1, max_size=7), st.data())
+def test_the_run_with_the_least_score_goes_for_every_number(kinds, data):
+    number = len(kinds)
+    protected = data.draw(st.sets(st.integers(0, number - 1)))
+    scores = torch.tensor(
+        data.draw(st.lists(st.lists(values, min_size=number, max_size=number), min_size=number, max_size=number))
+    )
+    choices = least_runs(scores, kinds, protected)
+    assert choices[0] == []
+    for count in range(1, number + 1):
+        allowed = {}
+        for first in range(number - count + 1):
+            run = list(range(first, first + count))
+            left = [kind for layer, kind in enumerate(kinds) if layer not in run]
+            if not protected & set(run) and set(left) == set(kinds):
+                allowed[first] = scores[first, count - 1].item()
+        assert bool(allowed) == (count < len(choices))
+        if allowed:
+            first = min(allowed, key=lambda first: (allowed[first], first))
+            assert choices[count] == list(range(first, first + count))
+
+
 def test_examples():
+    assert firsts([3, 1, 2]) == [[], [3], [3, 1], [3, 1, 2]]
+    runs = torch.tensor([[0.5, 0.6, 0.7], [0.1, 0.9, NAN], [0.2, NAN, NAN]])
+    assert least_runs(runs, ["a"] * 3, {}) == [[], [1], [0, 1]]
+    assert least_runs(runs, ["a"] * 3, {1: "asked for"}) == [[], [2]]
+    assert least_runs(runs, ["a", "b", "a"], {}) == [[], [2]]
     assert layer_order(torch.tensor([0.3, 0.1, 0.2, 0.4]), ["a"] * 4, {}) == [1, 2, 0]
     assert layer_order(torch.tensor([0.3, 0.1, 0.2, 0.4]), ["a"] * 4, {1: "asked for"}) == [2, 0, 3]
     assert layer_order(torch.tensor([0.1, 0.2, 0.3]), ["conv", "attention", "conv"], {}) == [0]

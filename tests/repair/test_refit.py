@@ -1,6 +1,7 @@
 """Maps refitted layer by layer: against a naive version with whole passes, never worse, and what is left alone."""
 
 import copy
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from optimum_mllm_prune.repair.refit import HELD_OUT
 from optimum_mllm_prune.surgery import pruned_model
 
 
+LAYERS = "model.language_model.layers"
 DIGITS = Path(__file__).parents[2] / "examples" / "digit_scenes" / "llava"
 
 
@@ -101,13 +103,56 @@ def test_never_worse_on_rows_that_decide(wish):
     assert told["tokens"] > 24 * 20
 
 
-def test_nothing_cut_is_left_alone():
+@pytest.mark.parametrize("method", ["least-squares", "linear-map"])
+def test_before_removed_layers_the_stream_after_them_is_the_target(method):
+    """Against dense float64 algebra with whole passes; W is fitted itself, or a map T of what it gives: W' = T W."""
     made = pruner()
-    plan = made.plan(PruningConfig(num_layers=1, importance="magnitude"))
-    whole = pruned_model(made.model, made.backbone(), plan, keep_original=True)
-    done = repair(made.model, whole, made.backbone(), plan, made.processor, rows(8))
-    before_the_gap = [refit for refit in done.refits if int(refit.module.split(".")[-3]) < plan.removed_layers[0]]
-    assert all(refit.before < 1e-9 for refit in before_the_gap)
+    plan = replace(made.plan(PruningConfig(num_layers=2, importance="random", repair=method)), removed_layers=[3, 4])
+    cut = pruned_model(made.model, made.backbone(), plan, keep_original=True)
+    mended = pruned_model(made.model, made.backbone(), plan, keep_original=True)
+    done = repair(made.model, mended, made.backbone(), plan, made.processor, rows(24))
+    (refit,) = done.refits
+    assert refit.module.endswith("layers.2.mlp.down_proj") and done.method == method
+
+    ours, theirs = cut.get_submodule(LAYERS)[2], made.model.get_submodule(LAYERS)[4]
+    pairs = []
+    for row in rows(24):
+        batch = make_batch(made.processor, [row])
+        given, leaving = seen(cut, ours.mlp.down_proj, batch, False), seen(cut, ours, batch, False)
+        x = seen(cut, ours.mlp.down_proj, batch, True) if method == "least-squares" else given
+        pairs.append((x, seen(made.model, theirs, batch, False) - (leaving - given)))
+    held = pairs[3::HELD_OUT]
+    fit = [pair for place, pair in enumerate(pairs) if place % HELD_OUT != 3]
+    weight = ours.mlp.down_proj.weight.double()
+    start = weight if method == "least-squares" else torch.eye(len(weight), dtype=torch.float64)
+    errors = {ridge: error(solved(fit, start, ridge), held) for ridge in RIDGES}
+    best = min(errors, key=errors.get)
+    assert refit.before == pytest.approx(error(start, held), rel=1e-3)
+    if refit.ridge is None:
+        assert torch.equal(mended.get_submodule(refit.module).weight, ours.mlp.down_proj.weight)
+        return
+    assert refit.ridge == best
+    assert refit.after == pytest.approx(errors[best], rel=1e-3)
+    expected = solved(fit, start, best)
+    expected = expected if method == "least-squares" else expected @ weight
+    assert torch.allclose(mended.get_submodule(refit.module).weight.double(), expected, atol=2e-3)
+
+
+def test_worse_answers_undo_everything():
+    """Targets that are not the original's: the maps fit them better, the answers get worse."""
+    made = pruner()
+    plan = made.plan(PruningConfig(importance="magnitude_l2", ratio=0.15))
+    cut = pruned_model(made.model, made.backbone(), plan, keep_original=True)
+    before = {name: tensor.clone() for name, tensor in cut.state_dict().items()}
+    other = copy.deepcopy(made.model)
+    with torch.no_grad():
+        for layer in other.get_submodule(LAYERS):
+            layer.mlp.down_proj.weight.mul_(-3)
+    done = repair(other, cut, made.backbone(), plan, made.processor, rows(24))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in cut.state_dict().items())
+    assert done.notes == ["left as it was cut: repaired, it gave the answers of held-out rows a lower likelihood"]
+    assert done.to_dict()["refitted"] == 0 and done.loss_before == done.loss_after
+    assert all(refit.after == refit.before for refit in done.refits)
 
 
 def test_the_original_is_not_touched():
@@ -151,20 +196,21 @@ def test_sixteen_bits():
     assert done.to_dict()["error_after"] < 0.7 * done.to_dict()["error_before"]
 
 
-def test_biases_are_refitted_too():
-    """A map with a bias whose inputs were shifted: the bias takes the shift."""
+def test_biases_are_refitted_too(monkeypatch):
+    """A map with a bias whose outputs were shifted: the bias takes the shift back."""
+    # The answers of a model with random weights tell nothing.
+    monkeypatch.setattr("optimum_mllm_prune.repair.refit.changed", lambda *_: 0)
     made = MLLMPruner(tiny_llava.model(), tiny_llava.processor())
     for layer in made.model.model.language_model.layers:
         old = layer.mlp.down_proj
         layer.mlp.down_proj = torch.nn.Linear(old.in_features, old.out_features)
         layer.mlp.down_proj.weight = old.weight
-    plan = made.plan(PruningConfig(num_layers=1, importance="magnitude"))
+    plan = made.plan(PruningConfig(ratio=0.1, importance="magnitude_l2", head_share=0.0))
     other = copy.deepcopy(made.model)
     shift = torch.randn(other.config.text_config.hidden_size)
     with torch.no_grad():
         other.model.language_model.layers[0].mlp.down_proj.bias -= shift
-    whole = plan.__class__(**{**plan.__dict__, "removed_layers": []})
-    done = repair(made.model, other, made.backbone(), whole, made.processor, rows(12))
+    done = repair(made.model, other, made.backbone(), plan, made.processor, rows(12))
     refit = next(r for r in done.refits if r.module.endswith("layers.0.mlp.down_proj"))
     assert refit.before > 0.5 and refit.after < 0.01
     mended = other.model.language_model.layers[0].mlp.down_proj.bias
