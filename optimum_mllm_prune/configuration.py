@@ -5,7 +5,7 @@ from typing import Any
 from optimum.configuration_utils import BaseConfig
 
 from .errors import UserInputError
-from .importance.registry import METRICS, default_metric, metrics_for
+from .importance.registry import METRICS, default_metric, metric_of, metrics_for
 from .json_types import fits, in_words
 from .version import __version__
 
@@ -34,7 +34,8 @@ class PruningConfig(BaseConfig):
             "mixed" it scores heads and channels, and layers are scored in the same passes.
         num_samples: calibration rows; by default what the metric needs (10 or 50, as in the paper).
         batch_size: calibration rows a forward pass; by default all of them for "taylor", whose score is the gradient
-            of the mean loss, and 8 otherwise.
+            of the mean loss, always one for "taylor_second" and "taylor_mixed", which square each row's own gradient,
+            and 8 otherwise.
         head_unit: "group" removes whole key-value groups, "query" removes query heads, as many in every group,
             "auto" is "group" unless all heads share one key-value head.
         head_share: how fast heads go compared with MLP channels, in [0, 1]: 1 takes the same share of both, as in the
@@ -95,6 +96,7 @@ class PruningConfig(BaseConfig):
         self._resolve_method()
         self._check_ranges()
         self._check_types()
+        self._check_batches()
 
     @classmethod
     def _keys(cls) -> list[str]:
@@ -160,6 +162,13 @@ class PruningConfig(BaseConfig):
         for key in self._keys():
             if not fits(getattr(self, key), kinds[key]):
                 raise UserInputError(f"{key} must be {in_words(kinds[key])}, got {getattr(self, key)}.")
+
+    def _check_batches(self) -> None:
+        if self.batch_size not in (None, 1) and metric_of(self.importance, self.method).batch == "one":
+            raise UserInputError(
+                f"importance '{self.importance}' squares the gradient of each row by itself: leave batch_size out, or "
+                "make it 1."
+            )
 
 
 def _one_of(key: str, value: Any, allowed: tuple[str, ...] | list[str]) -> None:

@@ -9,8 +9,14 @@ from optimum_mllm_prune.errors import UserInputError
 from optimum_mllm_prune.version import __version__
 
 
-METRICS = "activation, block_influence, magnitude, magnitude_l1, magnitude_l2, random, taylor, taylor_group, wanda"
-WIDTH_METRICS = "taylor, taylor_group, activation, wanda, magnitude_l1, magnitude_l2, random"
+METRICS = (
+    "activation, block_influence, fluctuation, magnitude, magnitude_l1, magnitude_l2, random, taylor, taylor_group, "
+    "taylor_mixed, taylor_second, wanda"
+)
+WIDTH_METRICS = (
+    "taylor, taylor_second, taylor_mixed, taylor_group, activation, wanda, fluctuation, magnitude_l1, magnitude_l2, "
+    "random"
+)
 KEYS = [
     "method",
     "ratio",
@@ -125,6 +131,16 @@ def test_a_metric_of_width_for_layers(metric):
         f"importance '{metric}' does not score what method 'layer' removes: "
         "use one of block_influence, magnitude, random."
     )
+
+
+@pytest.mark.parametrize("metric", ["taylor_second", "taylor_mixed"])
+def test_rows_of_which_each_is_squared_are_not_batched(metric):
+    assert reason_of(importance=metric, batch_size=8) == (
+        f"importance '{metric}' squares the gradient of each row by itself: leave batch_size out, or make it 1."
+    )
+    assert reason_of(method="mixed", importance=metric, batch_size=2).startswith(f"importance '{metric}' squares")
+    assert PruningConfig(importance=metric, batch_size=1).batch_size == 1
+    assert PruningConfig(importance="taylor", batch_size=8).batch_size == 8
 
 
 @pytest.mark.parametrize("layers", [3, "3", [1.5], ["1"], [True]])

@@ -117,7 +117,8 @@ def _add_importance(parser: ArgumentParser) -> None:
     group = parser.add_argument_group("importance and calibration")
     group.add_argument(
         "--importance",
-        help="width: taylor (default), taylor_group, activation, wanda, magnitude_l1, magnitude_l2, random; "
+        help="width: taylor (default), taylor_second, taylor_mixed, taylor_group, activation, wanda, fluctuation, "
+        "magnitude_l1, magnitude_l2, random; "
         "layer: block_influence (default), magnitude, random",
     )
     group.add_argument(
@@ -126,7 +127,12 @@ def _add_importance(parser: ArgumentParser) -> None:
     )
     add_flag(group, "--dataset-split", help="split of the data set (default: train)")
     add_flag(group, "--num-samples", type=int, help="calibration rows (default: 10 for gradients, 50 for activations)")
-    add_flag(group, "--batch-size", type=int, help="rows a pass (default: all for taylor, else 8)")
+    add_flag(
+        group,
+        "--batch-size",
+        type=int,
+        help="rows a pass (default: all for taylor, one for taylor_second and taylor_mixed, else 8)",
+    )
     add_flag(group, "--gradient-checkpointing", action="store_true", help="less memory, more time in gradient metrics")
     group.add_argument("--seed", type=int, default=42, help="seed of every random choice (default 42)")
     group.add_argument("--scores", help="scores of an earlier run (folder or file): no calibration is needed")

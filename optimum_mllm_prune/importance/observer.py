@@ -41,7 +41,12 @@ class Observer(ABC):
     """Base of all metrics. Scores are fp32 on the CPU, higher is more important.
 
     `scores` returns {"layers": (layers,)} or, for width metrics, one (sites, units) tensor for each group's kind.
+
+    Attributes:
+        passes: how often it wants to see all batches; its hooks are attached anew for each time.
     """
+
+    passes: int = 1
 
     def __init__(self, subject: Subject) -> None:
         self.subject = subject

@@ -7,8 +7,10 @@ from typing import Literal
 
 from .activation import Activation, Wanda
 from .block_influence import BlockInfluence
+from .fluctuation import Fluctuation
 from .observer import Observer, Subject
 from .taylor import Taylor, TaylorGroup
+from .taylor_second import TaylorMixed, TaylorSecond
 from .weights import LayerMagnitude, RandomLayers, RandomUnits, UnitMagnitude
 
 
@@ -24,22 +26,26 @@ class Metric:
             of which the observer makes passes of its own.
         create: makes the observer.
         samples: calibration rows by default (the paper's numbers for gradients and for Block Influence).
-        one_batch: whether all rows belong in one batch, because the score is not linear in the gradient.
+        batch: whether "all" rows belong in one batch (by default) or each in "one" of its own (always), because the
+            score is not linear in the gradient; None where it does not matter.
     """
 
     needs: Needs
     create: Callable[[Subject], Observer]
     samples: int = 0
-    one_batch: bool = False
+    batch: Literal["all", "one"] | None = None
 
 
 METRICS: dict[str, dict[str, Metric]] = {
     "block_influence": {"layer": Metric("forward", BlockInfluence, 50)},
     "magnitude": {"layer": Metric("weights", LayerMagnitude)},
-    "taylor": {"width": Metric("backward", Taylor, 10, one_batch=True)},
+    "taylor": {"width": Metric("backward", Taylor, 10, batch="all")},
+    "taylor_second": {"width": Metric("backward", TaylorSecond, 10, batch="one")},
+    "taylor_mixed": {"width": Metric("backward", TaylorMixed, 10, batch="one")},
     "taylor_group": {"width": Metric("backward", TaylorGroup, 10)},
     "activation": {"width": Metric("forward", Activation, 50)},
     "wanda": {"width": Metric("forward", Wanda, 50)},
+    "fluctuation": {"width": Metric("forward", Fluctuation, 50)},
     "magnitude_l1": {"width": Metric("weights", partial(UnitMagnitude, norm="l1"))},
     "magnitude_l2": {"width": Metric("weights", partial(UnitMagnitude, norm="l2"))},
     "random": {"layer": Metric("weights", RandomLayers), "width": Metric("weights", RandomUnits)},

@@ -89,7 +89,7 @@ def _calibrate(
             f"importance '{config.importance}' needs calibration rows: give a dataset, or a metric of weights alone."
         )
     rows = load_rows(dataset, config.dataset_split, config.num_samples or metric.samples, config.seed)
-    size = config.batch_size or (len(rows) if metric.one_batch else DEFAULT_BATCH_SIZE)
+    size = config.batch_size or {"all": len(rows), "one": 1, None: DEFAULT_BATCH_SIZE}[metric.batch]
     counts: Counter[str] = Counter()
     made: Iterable[Batch] = _counted(batches(processor, rows, size), counts)
     if metric.needs == "rows":
@@ -97,15 +97,18 @@ def _calibrate(
         with evaluating(subject.model), torch.no_grad():
             observers[0].run(made)
         observers = observers[1:]
-    run_calibration(
-        subject.model,
-        made,
-        observers,
-        subject.layers,
-        backward=metric.needs == "backward",
-        total=ceil(len(rows) / size),
-        gradient_checkpointing=config.gradient_checkpointing,
-    )
+    passes = max(observer.passes for observer in observers)
+    made = made if passes == 1 else list(made)
+    for number in range(passes):
+        run_calibration(
+            subject.model,
+            made,
+            [observer for observer in observers if observer.passes > number],
+            subject.layers,
+            backward=metric.needs == "backward",
+            total=ceil(len(rows) / size),
+            gradient_checkpointing=config.gradient_checkpointing,
+        )
     return {
         "dataset": config.dataset,
         "split": config.dataset_split,

@@ -4,17 +4,21 @@ Source: Ma et al., LLM-Pruner (arXiv 2305.11627), equations 3-5; over the answer
 et al. (arXiv 2507.20749), section 3.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from ..backbone import Axis
+from ..backbone import Axis, Site
 from ..calibration.batches import Batch
 from ..calibration.engine import loss_scale
 from .observer import Observer, Subject, hook_readers
+
+
+Block = tuple[str, int, Site]
+"""A kind of units, the number of one of its sites, and that site."""
 
 
 class _OfTheAnswerLoss(Observer):
@@ -50,14 +54,7 @@ class Taylor(_OfTheAnswerLoss):
 
     def attach(self) -> Sequence[RemovableHandle]:
         """One hook on every parameter that belongs to a unit; those parameters start to require gradients."""
-        handles: list[RemovableHandle] = []
-        for group in self.subject.groups:
-            for index, site in enumerate(group.sites):
-                for axis in site.axes:
-                    weight = self.subject.model.get_parameter(axis.tensor)
-                    weight.requires_grad_(True)
-                    handles.append(weight.register_post_accumulate_grad_hook(self._reduce(group.kind, index, axis)))
-        return handles
+        return hook_weights(self.subject, blocks(self.subject), self._reduce)
 
     def _reduce(self, kind: str, index: int, axis: Axis) -> Callable[[Tensor], None]:
         def reduce(weight: Tensor) -> None:
@@ -66,6 +63,26 @@ class Taylor(_OfTheAnswerLoss):
             self.sums[kind][index] += self.weight * axis.sums(product).cpu().double()
 
         return reduce
+
+
+def blocks(subject: Subject) -> Iterator[Block]:
+    """All sites of all groups."""
+    for group in subject.groups:
+        for index, site in enumerate(group.sites):
+            yield group.kind, index, site
+
+
+def hook_weights(
+    subject: Subject, some: Iterable[Block], reduce: Callable[[str, int, Axis], Callable[[Tensor], None]]
+) -> list[RemovableHandle]:
+    """Let the weights of some blocks require gradients, and call what `reduce` gives with each that has its own."""
+    handles = []
+    for kind, index, site in some:
+        for axis in site.axes:
+            weight = subject.model.get_parameter(axis.tensor)
+            weight.requires_grad_(True)
+            handles.append(weight.register_post_accumulate_grad_hook(reduce(kind, index, axis)))
+    return handles
 
 
 class TaylorGroup(_OfTheAnswerLoss):

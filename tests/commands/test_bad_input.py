@@ -190,11 +190,12 @@ class TestNames:
         [
             (("--method", "depth"), "unknown method 'depth': use one of auto, layer, width, mixed."),
             (("--importance", "gradient"),
-             "unknown importance 'gradient': use one of activation, block_influence, magnitude, magnitude_l1, "
-             "magnitude_l2, random, taylor, taylor_group, wanda."),
+             "unknown importance 'gradient': use one of activation, block_influence, fluctuation, magnitude, "
+             "magnitude_l1, magnitude_l2, random, taylor, taylor_group, taylor_mixed, taylor_second, wanda."),
             (("--importance", "block_influence"),
              "importance 'block_influence' does not score what method 'width' removes: use one of taylor, "
-             "taylor_group, activation, wanda, magnitude_l1, magnitude_l2, random."),
+             "taylor_second, taylor_mixed, taylor_group, activation, wanda, fluctuation, magnitude_l1, magnitude_l2, "
+             "random."),
             (("--num-layers", "2", "--importance", "taylor"),
              "importance 'taylor' does not score what method 'layer' removes: use one of block_influence, magnitude, "
              "random."),
