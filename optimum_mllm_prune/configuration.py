@@ -1,5 +1,6 @@
 """What the user wants: `PruningConfig`."""
 
+import math
 from typing import Any
 
 from optimum.configuration_utils import BaseConfig
@@ -11,6 +12,7 @@ from .version import __version__
 
 
 METHODS = ("auto", "layer", "width", "mixed")
+MODALITIES = ("image", "prompt", "answer")
 REPAIRS = ("auto", "none", "least-squares")
 HEAD_UNITS = ("auto", "group", "query")
 DEFAULT_RATIO = 0.15
@@ -49,6 +51,9 @@ class PruningConfig(BaseConfig):
             rows and width goes.
         repair_samples: rows to refit on, of the same data.
         protected_layers: decoder layers that must stay (methods "layer" and "mixed").
+        modality_weights: how much "image", "prompt" and "answer" tokens count in the scores; 1 where not named, by
+            default all alike. Of metrics that keep them apart: "taylor_group", "activation", "wanda", "fluctuation"
+            and "block_influence".
         gradient_checkpointing: recompute activations in gradient metrics: less memory, more time.
         seed: seed of every random choice.
         dataset: where calibration rows come from (a name, never a local path, once it is written down).
@@ -78,6 +83,7 @@ class PruningConfig(BaseConfig):
     repair: str = "auto"
     repair_samples: int = 128
     protected_layers: list[int] | None = None
+    modality_weights: dict[str, float] | None = None
     gradient_checkpointing: bool = False
     seed: int = 42
     dataset: str | None = None
@@ -97,6 +103,7 @@ class PruningConfig(BaseConfig):
         self._check_ranges()
         self._check_types()
         self._check_batches()
+        self._resolve_modalities()
 
     @classmethod
     def _keys(cls) -> list[str]:
@@ -168,6 +175,23 @@ class PruningConfig(BaseConfig):
             raise UserInputError(
                 f"importance '{self.importance}' squares the gradient of each row by itself: leave batch_size out, or "
                 "make it 1."
+            )
+
+    def _resolve_modalities(self) -> None:
+        weights = self.modality_weights
+        if weights is None:
+            return
+        for key in weights.keys() - set(MODALITIES):
+            raise UserInputError(f"modality_weights has '{key}': it takes {', '.join(MODALITIES)}.")
+        self.modality_weights = weights = dict.fromkeys(MODALITIES, 1.0) | weights
+        if not all(0 <= value < math.inf for value in weights.values()) or not any(weights.values()):
+            told = ", ".join(f"{key} {value:g}" for key, value in weights.items())
+            raise UserInputError(f"modality_weights must be at least 0, and one above it, got {told}.")
+        if not metric_of(self.importance, self.method).weighs_tokens:
+            able = [name for name in metrics_for(self.method) if metric_of(name, self.method).weighs_tokens]
+            raise UserInputError(
+                f"importance '{self.importance}' does not keep tokens apart by modality: leave modality_weights out, "
+                f"or use one of {', '.join(able)}."
             )
 
 

@@ -34,6 +34,8 @@ examples:
         --eval-dataset test_rows --push-to-hub --repo-id me/llava-5b
   another ratio from the same calibration:
     optimum-cli mllm-prune --model llava-hf/llava-1.5-7b-hf out40 --ratio 0.4 --scores out
+  scores in which answer tokens count four times and image tokens half:
+    optimum-cli mllm-prune --model llava-hf/llava-1.5-7b-hf --importance wanda --modality-weights image=0.5,answer=4
 
 exit codes: 0 done; 1 something failed; 2 the input is wrong (one line says what to do); 130 interrupted."""
 
@@ -120,6 +122,13 @@ def _add_importance(parser: ArgumentParser) -> None:
         help="width: taylor (default), taylor_second, taylor_mixed, taylor_group, activation, wanda, fluctuation, "
         "magnitude_l1, magnitude_l2, random; "
         "layer: block_influence (default), magnitude, random",
+    )
+    add_flag(
+        group,
+        "--modality-weights",
+        metavar="image=0.5,prompt=1,answer=2",
+        help="how much tokens count in the scores (default: all alike; 1 where not named), of taylor_group, "
+        "activation, wanda, fluctuation and block_influence; also with --scores, which need no new calibration",
     )
     group.add_argument(
         "--dataset",

@@ -8,7 +8,7 @@ from typing import Literal
 from .activation import Activation, Wanda
 from .block_influence import BlockInfluence
 from .fluctuation import Fluctuation
-from .observer import Observer, Subject
+from .observer import ByModality, Observer, Subject
 from .taylor import Taylor, TaylorGroup
 from .taylor_second import TaylorMixed, TaylorSecond
 from .weights import LayerMagnitude, RandomLayers, RandomUnits, UnitMagnitude
@@ -34,6 +34,11 @@ class Metric:
     create: Callable[[Subject], Observer]
     samples: int = 0
     batch: Literal["all", "one"] | None = None
+
+    @property
+    def weighs_tokens(self) -> bool:
+        """Whether image, prompt and answer tokens can be weighted."""
+        return isinstance(self.create, type) and issubclass(self.create, ByModality)
 
 
 METRICS: dict[str, dict[str, Metric]] = {

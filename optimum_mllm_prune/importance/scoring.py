@@ -16,7 +16,7 @@ from ..calibration.batches import Batch, Modality, batches
 from ..calibration.engine import evaluating, run_calibration
 from ..calibration.rows import load_rows
 from ..errors import UserInputError
-from .observer import Observer, Subject
+from .observer import ByModality, Observer, Subject
 from .registry import METRICS, companion, metric_of, scored_as
 from .scores import Scores, by_layer
 
@@ -44,7 +44,7 @@ def score(
 
     Raises:
         UserInputError: the data cannot be used, or it or the processor is not there; weights are offloaded; no width
-            can change but that is the method; scores are not finite.
+            can change but that is the method; scores are not finite; no token counts by the weights of modalities.
     """
     refuse_offloaded(model)
     groups, left_out = _located(model, backbone)
@@ -58,7 +58,9 @@ def score(
     observers = [METRICS[name][method].create(subject) for method, name in metrics.items()]
     calibration = _calibrate(subject, processor, config, dataset, observers)
     found = [_finite(observer, name) for observer, name in zip(observers, metrics.values(), strict=True)]
-    return Scores(_gathered(found, groups, backbone), metrics, backbone.fingerprint, left_out), calibration
+    tensors, statistics = _gathered(found, groups, backbone), _kept_apart(observers, groups, backbone)
+    scores = Scores(tensors, metrics, backbone.fingerprint, left_out, statistics)
+    return scores.weighted(config.modality_weights), calibration
 
 
 def _located(model: PreTrainedModel, backbone: Backbone) -> tuple[list[Group], dict[str, str]]:
@@ -146,3 +148,15 @@ def _gathered(found: Sequence[dict[str, Tensor]], groups: Sequence[Group], backb
         for kind, rows in scores.items():
             tensors |= {kind: rows} if kind == "layers" else by_layer(by_kind[kind], rows, backbone.num_layers)
     return tensors
+
+
+def _kept_apart(observers: Sequence[Observer], groups: Sequence[Group], backbone: Backbone) -> dict[str, Tensor]:
+    """Statistics by layer, of those that have them."""
+    by_kind = {group.kind: group for group in groups}
+    found: dict[str, Tensor] = {}
+    for observer in observers:
+        for kind, statistics in observer.statistics().items() if isinstance(observer, ByModality) else ():
+            for name, rows in statistics.items():
+                homes = {kind: rows} if kind == "layers" else by_layer(by_kind[kind], rows, backbone.num_layers)
+                found |= {f"{home}.{name}": tensor.contiguous() for home, tensor in homes.items()}
+    return found

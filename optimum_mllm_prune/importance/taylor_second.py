@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 from ..backbone import Axis
 from ..calibration.batches import Batch
 from ..calibration.engine import loss_scale
-from .observer import Observer, Subject
+from .observer import Observer, Subject, zeros
 from .taylor import Block, blocks, hook_weights
 
 
@@ -26,7 +26,7 @@ class TaylorSecond(Observer):
     def __init__(self, subject: Subject) -> None:
         super().__init__(subject)
         self.rows = 0
-        self.sums = {g.kind: torch.zeros(len(g.sites), g.units, dtype=torch.float64) for g in subject.groups}
+        self.sums = zeros(subject, per_column=False, shape=())
 
     def begin(self, batch: Batch) -> None:
         """Counts the batch, which stands for one row."""
@@ -70,7 +70,7 @@ class TaylorMixed(Observer):
         self.started = 0
         self.rows = 0
         self.means: dict[tuple[str, int, Axis], tuple[Tensor, Tensor]] = {}
-        self.sums = {g.kind: torch.zeros(len(g.sites), g.units) for g in subject.groups}
+        self.sums = zeros(subject, per_column=False, shape=())
 
     def begin(self, batch: Batch) -> None:
         """Counts the batch, which stands for one row."""
@@ -89,7 +89,7 @@ class TaylorMixed(Observer):
     def scores(self) -> dict[str, Tensor]:
         """(sites, units) for each kind."""
         self._finish()
-        return self.sums
+        return {kind: sums.float() for kind, sums in self.sums.items()}
 
     def _add(self, kind: str, index: int, axis: Axis) -> Callable[[Tensor], None]:
         def add(weight: Tensor) -> None:
@@ -108,7 +108,7 @@ class TaylorMixed(Observer):
         for (kind, index, axis), (first, second) in self.means.items():
             weight = self.subject.model.get_parameter(axis.tensor).detach().float()
             terms = (weight * first - weight.square().mul_(second).div_(2)).div_(self.rows).abs_()
-            self.sums[kind][index] += axis.sums(terms).cpu()
+            self.sums[kind][index] += axis.sums(terms).cpu().double()
         self.means, self.rows = {}, 0
 
 

@@ -122,6 +122,7 @@ def make_plan(backbone: Backbone, config: PruningConfig, scores: Scores) -> Prun
             f"the scores hold '{scored}' for method '{config.method}', "
             f"not '{config.importance}': name that importance or calibrate again."
         )
+    scores = scores.weighted(config.modality_weights)
     backbone = backbone.without(scores.left_out)
     made = account(backbone, config, None if config.method == "width" else scores.of_layers(backbone.num_layers))
     return PruningPlan(
@@ -137,10 +138,16 @@ def make_plan(backbone: Backbone, config: PruningConfig, scores: Scores) -> Prun
         config_changes=made.config_changes,
         parameters=made.parameters,
         ratio=made.ratio,
-        notes=made.notes,
+        notes=[*made.notes, *_weights(config)],
         scores=scores.fingerprint,
         config=config.to_dict(),
     )
+
+
+def _weights(config: PruningConfig) -> Iterator[str]:
+    if config.modality_weights:
+        told = ", ".join(f"{modality} {weight:g}" for modality, weight in config.modality_weights.items())
+        yield f"weights of tokens: {told}"
 
 
 def _removed_layers(

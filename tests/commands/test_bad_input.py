@@ -6,8 +6,11 @@ import shutil
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
+
+from optimum_mllm_prune.importance import SCORES_NAME
 
 
 BY_WEIGHTS = ("--importance", "magnitude_l2")
@@ -267,6 +270,26 @@ class TestNames:
             f"--dry-run without a --dataset shows sizes alone: leave {flag} out, or name a --dataset."
         )
 
+    def test_sizes_alone_weigh_no_token(self, refused, llava):
+        words = ("--importance", "wanda", "--modality-weights", "image=0")
+        assert refused("--model", llava, *words, "--dry-run") == (
+            "--dry-run without a --dataset shows sizes alone: leave --modality-weights out, or name a --dataset."
+        )
+
+    @pytest.mark.parametrize("weights", ["image", "image=half", "image=1,image=2", "", "=1,", "image=1 prompt=2"])
+    def test_weights_of_modalities_that_are_none(self, refused, llava, rows, weights):
+        line = refused("--model", llava, "--dataset", rows, "--importance=wanda", f"--modality-weights={weights}")
+        assert line == f"--modality-weights '{weights}' is not understood: write image=0.5,prompt=1,answer=2."
+
+    def test_weights_of_modalities_for_a_metric_that_mixes_them(self, refused, llava, rows):
+        assert refused("--model", llava, "--dataset", rows, "--modality-weights", "image=0") == (
+            "importance 'taylor' does not keep tokens apart by modality: leave modality_weights out, or use one of "
+            "taylor_group, activation, wanda, fluctuation."
+        )
+        assert refused("--model", llava, "--dataset", rows, "--importance=wanda", "--modality-weights", "video=0") == (
+            "modality_weights has 'video': it takes image, prompt, answer."
+        )
+
     @pytest.mark.parametrize("importance", ["magnitude_l1", "magnitude_l2"])
     def test_a_seed_without_chance(self, refused, llava, importance):
         line = refused("--model", llava, "--importance", importance, "--seed", "7")
@@ -413,7 +436,15 @@ class TestPlan:
         )
 
     @pytest.mark.parametrize(
-        "flag", ["--ratio=0.2", "--num-layers=2", "--target-params=2M", "--importance=random", "--dry-run"]
+        "flag",
+        [
+            "--ratio=0.2",
+            "--num-layers=2",
+            "--target-params=2M",
+            "--importance=random",
+            "--modality-weights=image=0",
+            "--dry-run",
+        ],
     )
     def test_says_all(self, refused, llava, plan, flag):
         name = flag.partition("=")[0]
@@ -442,6 +473,18 @@ class TestScores:
         assert refused("--model", llava, "--scores", "dry", "--importance", "wanda") == (
             "the scores hold 'magnitude_l2' for method 'width', not 'wanda': name that importance or calibrate again."
         )
+
+    def test_made_before_tokens_were_kept_apart(self, refused, command, llava, rows, cwd):
+        words = ("--importance", "wanda", "--ratio=0.4")
+        assert command("--model", llava, "dry", "--dataset", rows, "--num-samples=2", *words, "--dry-run").code == 0
+        found = load_file(cwd / "dry" / SCORES_NAME)
+        with safe_open(cwd / "dry" / SCORES_NAME, framework="pt") as stored:
+            metadata = stored.metadata()
+        metadata.pop("modality_weights")
+        save_file({name: found[name] for name in ("layers", "heads", "channels")}, cwd / SCORES_NAME, metadata)
+        assert command("--model", llava, "again", "--scores", SCORES_NAME, *words, "--dry-run").code == 0
+        line = refused("--model", llava, "out", "--scores", SCORES_NAME, *words, "--modality-weights=image=0")
+        assert line == "the scores were made before tokens were kept apart by modality: calibrate again."
 
     def test_of_another_head_unit(self, refused, command, llava):
         assert command("--model", llava, "dry", *BY_WEIGHTS, "--ratio=0.4", "--head-unit=query", "--dry-run").code == 0
