@@ -1,17 +1,19 @@
 """What the user wants: `PruningConfig`."""
 
+import math
 from typing import Any
 
 from optimum.configuration_utils import BaseConfig
 
 from .errors import UserInputError
-from .importance.registry import METRICS, METRICS_OF_ERRORS, default_metric, metrics_for
+from .importance.registry import METRICS, METRICS_OF_ERRORS, default_metric, metric_of, metrics_for
 from .json_types import fits, in_words
 from .version import __version__
 
 
 AUTO = "auto"
 METHODS = ("auto", "layer", "width", "mixed")
+MODALITIES = ("image", "prompt", "answer")
 REPAIRS = ("auto", "none", "least-squares", "linear-map", "merge")
 HEAD_UNITS = ("auto", "group", "query")
 DEFAULT_RATIO = 0.15
@@ -44,7 +46,8 @@ class PruningConfig(BaseConfig):
             "mixed" it scores heads and channels, and layers are scored in the same passes.
         num_samples: calibration rows; by default what the metric needs (10 or 50, as in the paper).
         batch_size: calibration rows a forward pass; by default all of them for "taylor", whose score is the gradient
-            of the mean loss, and 8 otherwise.
+            of the mean loss, always one for "taylor_second" and "taylor_mixed", which square each row's own gradient,
+            and 8 otherwise.
         head_unit: "group" removes whole key-value groups, "query" removes query heads, as many in every group,
             "auto" is "group" unless all heads share one key-value head.
         head_share: how fast heads go compared with MLP channels, in [0, 1]: 1 takes the same share of both, as in the
@@ -64,6 +67,9 @@ class PruningConfig(BaseConfig):
         steps: in how many steps the plan is made (methods "layer" and "width"): each scores what the last one left,
             repaired. Worth its time where much goes.
         protected_layers: decoder layers that must stay (methods "layer" and "mixed").
+        modality_weights: how much "image", "prompt" and "answer" tokens count in the scores; 1 where not named, by
+            default all alike. Of metrics that keep them apart: "taylor_group", "activation", "wanda", "fluctuation"
+            and "block_influence".
         gradient_checkpointing: recompute activations in gradient metrics: less memory, more time.
         seed: seed of every random choice.
         dataset: where calibration rows come from (a name, never a local path, once it is written down).
@@ -94,6 +100,7 @@ class PruningConfig(BaseConfig):
     repair_samples: int = 128
     steps: int = 1
     protected_layers: list[int] | None = None
+    modality_weights: dict[str, float] | None = None
     gradient_checkpointing: bool = False
     seed: int = 42
     dataset: str | None = None
@@ -113,6 +120,8 @@ class PruningConfig(BaseConfig):
         self._resolve_head_share()
         self._check_ranges()
         self._check_types()
+        self._check_batches()
+        self._resolve_modalities()
 
     @classmethod
     def _keys(cls) -> list[str]:
@@ -203,6 +212,30 @@ class PruningConfig(BaseConfig):
         for key in self._keys():
             if not fits(getattr(self, key), kinds[key]):
                 raise UserInputError(f"{key} must be {in_words(kinds[key])}, got {getattr(self, key)}.")
+
+    def _check_batches(self) -> None:
+        if self.batch_size not in (None, 1) and metric_of(self.importance, self.method).batch == "one":
+            raise UserInputError(
+                f"importance '{self.importance}' squares the gradient of each row by itself: leave batch_size out, or "
+                "make it 1."
+            )
+
+    def _resolve_modalities(self) -> None:
+        weights = self.modality_weights
+        if weights is None:
+            return
+        for key in weights.keys() - set(MODALITIES):
+            raise UserInputError(f"modality_weights has '{key}': it takes {', '.join(MODALITIES)}.")
+        self.modality_weights = weights = dict.fromkeys(MODALITIES, 1.0) | weights
+        if not all(0 <= value < math.inf for value in weights.values()) or not any(weights.values()):
+            told = ", ".join(f"{key} {value:g}" for key, value in weights.items())
+            raise UserInputError(f"modality_weights must be at least 0, and one above it, got {told}.")
+        if not metric_of(self.importance, self.method).weighs_tokens:
+            able = [name for name in metrics_for(self.method) if metric_of(name, self.method).weighs_tokens]
+            raise UserInputError(
+                f"importance '{self.importance}' does not keep tokens apart by modality: leave modality_weights out, "
+                f"or use one of {', '.join(able)}."
+            )
 
 
 def _one_of(key: str, value: Any, allowed: tuple[str, ...] | list[str]) -> None:

@@ -140,7 +140,7 @@ class MLLMPruner:
         Args:
             config: what is wanted.
             dataset: as in `score`.
-            scores: of an earlier calibration; then no data is needed.
+            scores: of an earlier calibration; then no data is needed, and tokens are weighted anew as `config` says.
 
         Raises:
             UserInputError: the wish cannot be met, or the data or scores cannot be used.
@@ -156,8 +156,9 @@ class MLLMPruner:
         if scores is None:
             scores = self.score(config, dataset)
         self._keep(scores)
+        self._keep(scores.weighted(config.modality_weights), self.calibration)
         with self._timed("planning"):
-            return make_plan(backbone, config, scores)
+            return make_plan(backbone, config, self.scores)
 
     def check(self, plan: PruningPlan, scores: Scores | None = None) -> PruningPlan:
         """A plan that was read from a file, perhaps edited: the same with its figures worked out anew.

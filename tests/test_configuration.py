@@ -10,10 +10,13 @@ from optimum_mllm_prune.version import __version__
 
 
 METRICS = (
-    "activation, angular, block_influence, loss, magnitude, magnitude_l1, magnitude_l2, merge, random, taylor, "
-    "taylor_group, wanda"
+    "activation, angular, block_influence, fluctuation, loss, magnitude, magnitude_l1, magnitude_l2, merge, random, "
+    "reconstruction, taylor, taylor_group, taylor_mixed, taylor_second, wanda"
 )
-WIDTH_METRICS = "taylor, taylor_group, activation, wanda, magnitude_l1, magnitude_l2, random"
+WIDTH_METRICS = (
+    "taylor, taylor_second, taylor_mixed, taylor_group, activation, wanda, fluctuation, reconstruction, magnitude_l1, "
+    "magnitude_l2, random"
+)
 KEYS = [
     "method",
     "ratio",
@@ -30,6 +33,7 @@ KEYS = [
     "repair",
     "repair_samples",
     "protected_layers",
+    "modality_weights",
     "gradient_checkpointing",
     "seed",
     "dataset",
@@ -145,9 +149,64 @@ def test_when_layers_are_merged():
     assert not PruningConfig(num_layers=2, importance="merge", repair="least-squares").merges
 
 
+@pytest.mark.parametrize("metric", ["taylor_second", "taylor_mixed"])
+def test_rows_of_which_each_is_squared_are_not_batched(metric):
+    assert reason_of(importance=metric, batch_size=8) == (
+        f"importance '{metric}' squares the gradient of each row by itself: leave batch_size out, or make it 1."
+    )
+    assert reason_of(method="mixed", importance=metric, batch_size=2).startswith(f"importance '{metric}' squares")
+    assert PruningConfig(importance=metric, batch_size=1).batch_size == 1
+    assert PruningConfig(importance="taylor", batch_size=8).batch_size == 8
+
+
 @pytest.mark.parametrize("layers", [3, "3", [1.5], ["1"], [True]])
 def test_protected_layers_that_are_none(layers):
     assert reason_of(protected_layers=layers) == f"protected_layers must be a list of layer numbers, got {layers}."
+
+
+def test_weights_of_modalities():
+    config = PruningConfig(importance="wanda", modality_weights={"answer": 4})
+    assert config.modality_weights == {"image": 1.0, "prompt": 1.0, "answer": 4}
+    assert PruningConfig(importance="wanda").modality_weights is None
+    assert PruningConfig(method="layer", modality_weights={"image": 0}).importance == "block_influence"
+    assert PruningConfig(method="mixed", importance="fluctuation", modality_weights={"image": 0}).ratio == 0.15
+
+
+@pytest.mark.parametrize(
+    ("weights", "told"),
+    [
+        ({"video": 1.0}, "modality_weights has 'video': it takes image, prompt, answer."),
+        ({"image": -1}, "modality_weights must be at least 0, and one above it, got image -1, prompt 1, answer 1."),
+        (
+            {"image": float("nan")},
+            "modality_weights must be at least 0, and one above it, got image nan, prompt 1, answer 1.",
+        ),
+        (
+            {"prompt": float("inf")},
+            "modality_weights must be at least 0, and one above it, got image 1, prompt inf, answer 1.",
+        ),
+        (
+            {"image": 0, "prompt": 0, "answer": 0},
+            "modality_weights must be at least 0, and one above it, got image 0, prompt 0, answer 0.",
+        ),
+        ({"image": "all"}, "modality_weights must be an object of numbers or null, got {'image': 'all'}."),
+        ([1, 2, 3], "modality_weights must be an object of numbers or null, got [1, 2, 3]."),
+    ],
+)
+def test_weights_of_modalities_that_are_none(weights, told):
+    assert reason_of(importance="wanda", modality_weights=weights) == told
+
+
+@pytest.mark.parametrize(
+    "metric", ["taylor", "taylor_second", "taylor_mixed", "magnitude_l1", "magnitude_l2", "random"]
+)
+def test_metrics_that_mix_modalities(metric):
+    assert reason_of(importance=metric, modality_weights={"image": 0.5}) == (
+        f"importance '{metric}' does not keep tokens apart by modality: leave modality_weights out, or use one of "
+        "taylor_group, activation, wanda, fluctuation."
+    )
+    if metric == "random":
+        assert reason_of(num_layers=2, importance=metric, modality_weights={}).endswith("one of block_influence.")
 
 
 @pytest.mark.parametrize("seed", [None, 1.5, "42", -1])
@@ -175,6 +234,7 @@ FULL = {
     "repair": "none",
     "repair_samples": 64,
     "protected_layers": [0, 31],
+    "modality_weights": {"image": 0.5, "prompt": 1.0, "answer": 2.0},
     "gradient_checkpointing": True,
     "seed": 7,
     "dataset": "someone/some-rows",

@@ -34,6 +34,8 @@ examples:
         --eval-dataset test_rows --push-to-hub --repo-id me/llava-5b
   another ratio from the same calibration:
     optimum-cli mllm-prune --model llava-hf/llava-1.5-7b-hf out40 --ratio 0.4 --scores out
+  scores in which answer tokens count four times and image tokens half:
+    optimum-cli mllm-prune --model llava-hf/llava-1.5-7b-hf --importance wanda --modality-weights image=0.5,answer=4
 
 exit codes: 0 done; 1 something failed; 2 the input is wrong (one line says what to do); 130 interrupted."""
 
@@ -125,8 +127,16 @@ def _add_importance(parser: ArgumentParser) -> None:
     group = parser.add_argument_group("importance and calibration")
     group.add_argument(
         "--importance",
-        help="width: taylor (default), taylor_group, reconstruction, activation, wanda, magnitude_l1, magnitude_l2, "
-        "random; layer: block_influence (default), angular, loss, merge, magnitude, random",
+        help="width: taylor (default), taylor_second, taylor_mixed, taylor_group, activation, wanda, fluctuation, "
+        "reconstruction, magnitude_l1, magnitude_l2, random; layer: block_influence (default), angular, loss, merge, "
+        "magnitude, random",
+    )
+    add_flag(
+        group,
+        "--modality-weights",
+        metavar="image=0.5,prompt=1,answer=2",
+        help="how much tokens count in the scores (default: all alike; 1 where not named), of taylor_group, "
+        "activation, wanda, fluctuation and block_influence; also with --scores, which need no new calibration",
     )
     group.add_argument(
         "--dataset",
@@ -139,7 +149,12 @@ def _add_importance(parser: ArgumentParser) -> None:
         type=int,
         help="calibration rows (default: 10 for gradients, loss and merge, 50 for activations)",
     )
-    add_flag(group, "--batch-size", type=int, help="rows a pass (default: all for taylor, else 8)")
+    add_flag(
+        group,
+        "--batch-size",
+        type=int,
+        help="rows a pass (default: all for taylor, one for taylor_second and taylor_mixed, else 8)",
+    )
     add_flag(group, "--gradient-checkpointing", action="store_true", help="less memory, more time in gradient metrics")
     group.add_argument("--seed", type=int, default=42, help="seed of every random choice (default 42)")
     group.add_argument("--scores", help="scores of an earlier run (folder or file): no calibration is needed")

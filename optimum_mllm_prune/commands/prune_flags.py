@@ -31,7 +31,7 @@ _BELONGS = {
     "eval_efficiency": "eval_dataset",
 }
 # What a dry run that reads no data has no use for.
-SIZES_ALONE = ("output", *CALIBRATION, "seed", "overwrite", "dtype", "device", "device_map")
+SIZES_ALONE = ("output", *CALIBRATION, "modality_weights", "seed", "overwrite", "dtype", "device", "device_map")
 # What a flag is when it was not given; None where not named.
 DEFAULTS = {
     "method": "auto",
@@ -67,6 +67,7 @@ def refuse_contradictions(args: Namespace) -> None:
             "repair_samples",
             "steps",
             "importance",
+            "modality_weights",
             "method",
             "scores",
             "dry_run",
@@ -131,6 +132,20 @@ def refuse_idle_flags(args: Namespace, config: PruningConfig, sizes_only: bool) 
     looks = "looks at weights alone" if needs == "weights" else "takes no gradients"
     for flag in given(args, idle):
         raise UserInputError(f"importance '{config.importance}' {looks}: leave {flag} out.")
+
+
+def modality_weights(text: str | None) -> dict[str, float] | None:
+    """What `--modality-weights` says. Raises UserInputError where it is no list of KEY=NUMBER."""
+    if text is None:
+        return None
+    pairs = [part.partition("=")[::2] for part in text.split(",")]
+    try:
+        found = {key.strip(): float(value) for key, value in pairs}
+    except ValueError:
+        found = {}
+    if len(found) != len(pairs):
+        raise UserInputError(f"--modality-weights '{text}' is not understood: write image=0.5,prompt=1,answer=2.")
+    return found
 
 
 def given(args: Namespace, flags: Sequence[str]) -> list[str]:

@@ -22,7 +22,7 @@ from ..pruner import MLLMPruner
 from ..recovery.arguments import RecoveryArguments
 from .command_line import command_line, last_part
 from .prune_choice import Choice, choose, guided
-from .prune_flags import DEFAULTS, PATHS, SOURCES, refuse_contradictions, refuse_idle_flags
+from .prune_flags import DEFAULTS, PATHS, SOURCES, modality_weights, refuse_contradictions, refuse_idle_flags
 from .prune_recover import recover_staged, staged_folder, training_arguments
 from .prune_rows import DrawnRows, drawn_rows
 from .prune_search import keep, searched
@@ -175,6 +175,7 @@ def _config_values(args: Namespace) -> dict[str, Any]:
         "repair_samples": args.repair_samples,
         "steps": args.steps,
         "protected_layers": args.protect_layers,
+        "modality_weights": modality_weights(args.modality_weights),
         "gradient_checkpointing": args.gradient_checkpointing,
         "seed": args.seed,
         "dataset": public_name(args.dataset) if args.dataset else None,

@@ -7,10 +7,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 from torch.utils.hooks import RemovableHandle
 
-from .observer import Observer, Subject, by_sample
+from .observer import MODALITIES, TINY, ByModality, Statistics, Subject, by_sample
 
 
-class BlockInfluence(Observer):
+class BlockInfluence(ByModality):
     """Mean over real tokens of 1 - cos(h_in, h_out), h the residual stream entering and leaving a layer.
 
     Source: Men et al., ShortGPT (arXiv 2403.03853), equation 1. Taken with hooks on the layers, because the last of
@@ -19,8 +19,7 @@ class BlockInfluence(Observer):
 
     def __init__(self, subject: Subject) -> None:
         super().__init__(subject)
-        self.total = torch.zeros(len(subject.layers), dtype=torch.float64)
-        self.tokens = torch.zeros(len(subject.layers), dtype=torch.float64)
+        self.total, self.tokens = torch.zeros(2, len(subject.layers), len(MODALITIES), dtype=torch.float64)
 
     def attach(self) -> Sequence[RemovableHandle]:
         """One hook a layer."""
@@ -29,17 +28,24 @@ class BlockInfluence(Observer):
             for index, layer in enumerate(self.subject.layers)
         ]
 
-    def scores(self) -> dict[str, Tensor]:
-        """{"layers": (layers,)}, in [0, 2]."""
-        return {"layers": (self.total / self.tokens.clamp(min=1)).float()}
+    def statistics(self) -> dict[str, Statistics]:
+        """ "total" of 1 - cos and number of "tokens", (layers, 3)."""
+        return {"layers": {"total": self.total, "tokens": self.tokens}}
+
+    @staticmethod
+    def combined(statistics: Statistics, weights: Tensor, units: int) -> Tensor:
+        """(layers,), in [0, 2]."""
+        return (statistics["total"] @ weights) / (statistics["tokens"] @ weights).clamp(min=TINY)
 
     def _hook(self, index: int) -> callable:
         def after(_: nn.Module, args: tuple, kwargs: dict, output: Tensor | tuple) -> None:
             entering = args[0] if args else kwargs["hidden_states"]
             leaving = output if isinstance(output, Tensor) else output[0]
-            before, real = by_sample(entering, self.real)
-            turned = 1 - cosine_similarity(before, by_sample(leaving, self.real)[0], dim=-1)
-            self.total[index] += turned[real].double().sum().cpu()
-            self.tokens[index] += real.sum().cpu()
+            before, modality = by_sample(entering, self.modality)
+            turned = 1 - cosine_similarity(before, by_sample(leaving, self.modality)[0], dim=-1)
+            for number, one in enumerate(MODALITIES):
+                here = modality == one
+                self.total[index, number] += turned[here].double().sum().cpu()
+                self.tokens[index, number] += here.sum().cpu()
 
         return after

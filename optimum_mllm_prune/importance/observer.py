@@ -13,6 +13,15 @@ from ..backbone import Group
 from ..calibration.batches import Batch, Modality
 
 
+Statistics = dict[str, Tensor]
+"""Sums over tokens, fp64 (sites, 3, ...): of image, of prompt and of answer tokens."""
+
+MODALITIES = (Modality.IMAGE, Modality.PROMPT, Modality.ANSWER)
+
+# What nothing is divided by where no token has a weight.
+TINY = torch.finfo(torch.float64).tiny
+
+
 @dataclass(frozen=True)
 class Subject:
     """What is scored.
@@ -42,15 +51,27 @@ class Observer(ABC):
 
     `scores` returns {"layers": (layers,)}, with "layer_runs" (layers, layers) where runs of layers are scored, or, for
     width metrics, one (sites, units) tensor for each group's kind.
+
+    Attributes:
+        passes: how often it wants to see all batches; its hooks are attached anew for each time.
     """
+
+    passes: int = 1
 
     def __init__(self, subject: Subject) -> None:
         self.subject = subject
+        self.modality: Tensor | None = None
         self.real: Tensor | None = None
 
     def begin(self, batch: Batch) -> None:
-        """Told of each batch before it runs: which positions (batch, tokens) hold a real token."""
+        """Told of each batch before it runs: what its positions (batch, tokens) hold, and which a real token."""
+        self.modality = batch.modality
         self.real = batch.modality != Modality.PADDING
+
+    def modality_at(self, kind: str, index: int) -> Tensor | None:
+        """What the positions that a site reads hold; None outside the decoder, where all are of images."""
+        (group,) = (group for group in self.subject.groups if group.kind == kind)
+        return None if group.sites[index].layer is None else self.modality
 
     def attach(self) -> Sequence[RemovableHandle]:
         """Hooks for the calibration passes; none where weights alone decide."""
@@ -65,15 +86,64 @@ class Observer(ABC):
         """The scores, after all batches."""
 
 
-def by_sample(states: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
-    """Activations as fp32 (rows, tokens, width) and their mask (rows, tokens).
+class ByModality(Observer):
+    """Base of metrics whose scores follow from sums over tokens, kept apart by what the tokens are."""
 
-    Blocks outside the decoder see image features only, in shapes of their own: there every position is real.
+    @abstractmethod
+    def statistics(self) -> dict[str, Statistics]:
+        """By kind, after all batches: "layers" or that of a group."""
+
+    @staticmethod
+    @abstractmethod
+    def combined(statistics: Statistics, weights: Tensor, units: int) -> Tensor:
+        """Scores fp64 (sites, units), of layers (layers,), where each token counts as its modality does.
+
+        Args:
+            statistics: of one kind.
+            weights: fp64 (3,), of image, prompt and answer tokens.
+            units: how many there are at each site.
+        """
+
+    def scores(self) -> dict[str, Tensor]:
+        """(sites, units) for each kind or {"layers": (layers,)}, with all tokens alike."""
+        units = {group.kind: group.units for group in self.subject.groups} | {"layers": 1}
+        alike = torch.ones(len(MODALITIES), dtype=torch.float64)
+        return {k: self.combined(found, alike, units[k]).float() for k, found in self.statistics().items()}
+
+
+def zeros(subject: Subject, per_column: bool, shape: tuple[int, ...] = (len(MODALITIES),)) -> dict[str, Tensor]:
+    """For each kind fp64 (sites, *shape, units), or columns of the readers in the place of units."""
+    return {
+        group.kind: torch.zeros(
+            len(group.sites), *shape, group.sites[0].reader.size if per_column else group.units, dtype=torch.float64
+        )
+        for group in subject.groups
+    }
+
+
+def column_norms(subject: Subject, group: Group) -> Tensor:
+    """||W_:j||_2 of each reader's columns, fp64 (sites, 1, columns)."""
+    weights = [subject.model.get_parameter(site.reader.tensor) for site in group.sites]
+    return torch.stack([w.detach().float().norm(dim=0).cpu() for w in weights]).double().unsqueeze(1)
+
+
+def by_sample(states: Tensor, modality: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Activations as fp32 (rows, tokens, width) and what these tokens are, or which are real: (rows, tokens).
+
+    Blocks outside the decoder see image features only, in shapes of their own: there every position is a real one.
     """
-    if states.shape[:2] == real.shape:
-        return states.detach().float(), real.to(states.device)
+    if modality is not None and states.shape[:-1].numel() == modality.numel():
+        # OPT's layers flatten rows and tokens.
+        return states.detach().float().reshape(*modality.shape, -1), modality.to(states.device)
     flat = states.detach().float().reshape(1, -1, states.shape[-1])
-    return flat, torch.ones(flat.shape[:2], dtype=torch.bool, device=flat.device)
+    kind = torch.int8 if modality is None else modality.dtype
+    return flat, torch.full(flat.shape[:2], Modality.IMAGE, dtype=kind, device=flat.device)
+
+
+def apart(states: Tensor, modality: Tensor | None) -> list[Tensor]:
+    """Activations fp32 (tokens, width) of the image, of the prompt and of the answer tokens."""
+    states, modality = by_sample(states, modality)
+    return [states[modality == one] for one in MODALITIES]
 
 
 def hook_readers(subject: Subject, hook: Callable[[str, int, Tensor], Tensor | None]) -> list[RemovableHandle]:

@@ -9,10 +9,12 @@ from .activation import Activation, Wanda
 from .angular import AngularDistance
 from .answer_loss import AnswerLoss
 from .block_influence import BlockInfluence
+from .fluctuation import Fluctuation
 from .merging import Merging
-from .observer import Observer, Subject
+from .observer import ByModality, Observer, Subject
 from .reconstruction import Reconstruction
 from .taylor import Taylor, TaylorGroup
+from .taylor_second import TaylorMixed, TaylorSecond
 from .weights import LayerMagnitude, RandomLayers, RandomUnits, UnitMagnitude
 
 
@@ -28,15 +30,21 @@ class Metric:
             of which the observer makes passes of its own.
         create: makes the observer.
         samples: calibration rows by default (the paper's numbers for gradients and for Block Influence).
-        one_batch: whether all rows belong in one batch, because the score is not linear in the gradient.
+        batch: whether "all" rows belong in one batch (by default) or each in "one" of its own (always), because the
+            score is not linear in the gradient; None where it does not matter.
         in_a_row: whether layers go as one run of neighbours, scored as a whole.
     """
 
     needs: Needs
     create: Callable[[Subject], Observer]
     samples: int = 0
-    one_batch: bool = False
+    batch: Literal["all", "one"] | None = None
     in_a_row: bool = False
+
+    @property
+    def weighs_tokens(self) -> bool:
+        """Whether image, prompt and answer tokens can be weighted."""
+        return isinstance(self.create, type) and issubclass(self.create, ByModality)
 
 
 METRICS: dict[str, dict[str, Metric]] = {
@@ -45,10 +53,13 @@ METRICS: dict[str, dict[str, Metric]] = {
     "loss": {"layer": Metric("rows", AnswerLoss, 10)},
     "merge": {"layer": Metric("rows", Merging, 10)},
     "magnitude": {"layer": Metric("weights", LayerMagnitude)},
-    "taylor": {"width": Metric("backward", Taylor, 10, one_batch=True)},
+    "taylor": {"width": Metric("backward", Taylor, 10, batch="all")},
+    "taylor_second": {"width": Metric("backward", TaylorSecond, 10, batch="one")},
+    "taylor_mixed": {"width": Metric("backward", TaylorMixed, 10, batch="one")},
     "taylor_group": {"width": Metric("backward", TaylorGroup, 10)},
     "activation": {"width": Metric("forward", Activation, 50)},
     "wanda": {"width": Metric("forward", Wanda, 50)},
+    "fluctuation": {"width": Metric("forward", Fluctuation, 50)},
     "reconstruction": {"width": Metric("rows", Reconstruction, 50)},
     "magnitude_l1": {"width": Metric("weights", partial(UnitMagnitude, norm="l1"))},
     "magnitude_l2": {"width": Metric("weights", partial(UnitMagnitude, norm="l2"))},

@@ -1,8 +1,11 @@
 """Scores as data: by layer, kept in a safetensors file, so that another ratio needs no second calibration."""
 
 import hashlib
-from dataclasses import dataclass, field
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -11,6 +14,8 @@ from torch import Tensor
 
 from ..backbone import Group
 from ..errors import UserInputError
+from .observer import MODALITIES, Statistics
+from .registry import METRICS
 
 
 SCORES_NAME = "pruning_scores.safetensors"
@@ -29,16 +34,21 @@ class Scores:
         metrics: "layer" and "width" to the name of the metric that scored them.
         model: fingerprint of the architecture that was scored.
         left_out: kinds of units ("heads", "channels") that could not be scored, with the reason.
+        statistics: what scores of other weights follow from, named as the tensor and what it is ("channels.squares"):
+            fp64 (layers, 3, ...), sums over image, over prompt and over answer tokens.
+        modality_weights: how much tokens count in `tensors`, by "image", "prompt" and "answer"; None is all alike.
     """
 
     tensors: dict[str, Tensor]
     metrics: dict[str, str] = field(default_factory=dict)
     model: str = ""
     left_out: dict[str, str] = field(default_factory=dict)
+    statistics: dict[str, Tensor] = field(default_factory=dict)
+    modality_weights: dict[str, float] | None = None
 
     @property
     def fingerprint(self) -> str:
-        """sha256 over names, shapes and values."""
+        """sha256 over names, shapes and values of the scores."""
         digest = hashlib.sha256()
         for name, tensor in sorted(self.tensors.items()):
             digest.update(f"{name}{tuple(tensor.shape)}".encode())
@@ -76,6 +86,42 @@ class Scores:
         found = self.tensors.get(RUNS)
         if found is None or tuple(found.shape) != (num_layers, num_layers):
             raise UserInputError(f"the scores hold no score for each run of {num_layers} layers: calibrate again.")
+
+    def weighted(self, weights: Mapping[str, float] | None) -> "Scores":
+        """The same where tokens count differently: exactly what a calibration with these weights would give.
+
+        Scores of metrics that keep no tokens apart stay as they are.
+
+        Args:
+            weights: by "image", "prompt" and "answer", 1 where not named; None is all alike.
+
+        Raises:
+            UserInputError: the statistics are not there, or some layer has none of the tokens that count.
+        """
+        if weights == self.modality_weights:
+            return self
+        vector = _vector(weights)
+        tensors = {name: self._weighted(name, scores, vector) for name, scores in self.tensors.items()}
+        return replace(self, tensors=tensors, modality_weights=weights and dict(weights))
+
+    def _weighted(self, name: str, scores: Tensor, weights: Tensor) -> Tensor:
+        method = "layer" if name in ("layers", RUNS) else "width"
+        metric = METRICS.get(self.metrics.get(method), {}).get(method)
+        if metric is None or not metric.weighs_tokens:
+            return scores
+        statistics: Statistics = _under(f"{name}.", self.statistics)
+        if not statistics:
+            raise UserInputError("the scores were made before tokens were kept apart by modality: calibrate again.")
+        found, alike = (
+            metric.create.combined(statistics, one, scores.shape[-1]).float() for one in (weights, _vector(None))
+        )
+        silent = ((found == 0).all(dim=-1) & (alike != 0).any(dim=-1)).reshape(-1)
+        if silent.any():
+            block = "block" if name.endswith("_outside") else "layer"
+            where = "" if name == "layers" else f" of {block} {int(silent.nonzero()[0])}"
+            raise UserInputError(
+                f"tokens of these modality_weights tell nothing of the {name}{where}: give others a weight as well."
+            )
         return found
 
     def save(self, folder: Path) -> None:
@@ -83,7 +129,8 @@ class Scores:
         metadata = {"model": self.model}
         metadata |= {f"metric_{key}": value for key, value in self.metrics.items()}
         metadata |= {f"left_out_{kind}": reason for kind, reason in self.left_out.items()}
-        save_file(self.tensors, folder / SCORES_NAME, metadata=metadata)
+        metadata["modality_weights"] = json.dumps(self.modality_weights)
+        save_file(self.tensors | self.statistics, folder / SCORES_NAME, metadata=metadata)
 
     @classmethod
     def load(cls, path: str | Path) -> "Scores":
@@ -97,16 +144,30 @@ class Scores:
         if not file.is_file():
             raise UserInputError(f"no scores at '{path}': give a {SCORES_NAME} or the folder that holds it.")
         try:
-            tensors = load_file(file)
+            found = load_file(file)
             with safe_open(file, framework="pt") as stored:
                 metadata = stored.metadata() or {}
-        except SafetensorError as error:
+            weights = json.loads(metadata.get("modality_weights", "null"))
+        except (SafetensorError, json.JSONDecodeError) as error:
             raise UserInputError(f"the scores in '{file.name}' cannot be read ({error}): calibrate again.") from error
-        return cls(tensors, _under("metric_", metadata), metadata.get("model", ""), _under("left_out_", metadata))
+        return cls(
+            {name: tensor for name, tensor in found.items() if "." not in name},
+            _under("metric_", metadata),
+            metadata.get("model", ""),
+            _under("left_out_", metadata),
+            {name: tensor for name, tensor in found.items() if "." in name},
+            weights,
+        )
 
 
-def _under(prefix: str, metadata: dict[str, str]) -> dict[str, str]:
-    return {key.removeprefix(prefix): value for key, value in metadata.items() if key.startswith(prefix)}
+def _under(prefix: str, values: dict[str, Any]) -> dict[str, Any]:
+    return {key.removeprefix(prefix): value for key, value in values.items() if key.startswith(prefix)}
+
+
+def _vector(weights: Mapping[str, float] | None) -> Tensor:
+    """fp64 (3,)."""
+    each = [(weights or {}).get(modality.name.lower(), 1.0) for modality in MODALITIES]
+    return torch.tensor(each, dtype=torch.float64)
 
 
 def runs_within(num_layers: int) -> Tensor:
@@ -115,8 +176,8 @@ def runs_within(num_layers: int) -> Tensor:
 
 
 def by_layer(group: Group, rows: Tensor, num_layers: int) -> dict[str, Tensor]:
-    """Scores (sites, units) as tensors by layer, and those of blocks outside the decoder apart."""
-    inside = torch.full((num_layers, group.units), float("nan"))
+    """Scores (sites, units), or statistics of sites, as tensors by layer; of blocks outside the decoder apart."""
+    inside = rows.new_full((num_layers, *rows.shape[1:]), float("nan"))
     outside = []
     for site, row in zip(group.sites, rows, strict=True):
         if site.layer is None:

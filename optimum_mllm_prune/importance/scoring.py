@@ -16,7 +16,7 @@ from ..calibration.batches import Batch, Modality, batches
 from ..calibration.engine import evaluating, run_calibration
 from ..calibration.rows import load_rows
 from ..errors import UserInputError
-from .observer import Observer, Subject
+from .observer import ByModality, Observer, Subject
 from .registry import METRICS, companion, metric_of, scored_as
 from .scores import RUNS, Scores, by_layer, runs_within
 
@@ -44,7 +44,7 @@ def score(
 
     Raises:
         UserInputError: the data cannot be used, or it or the processor is not there; weights are offloaded; no width
-            can change but that is the method; scores are not finite.
+            can change but that is the method; scores are not finite; no token counts by the weights of modalities.
     """
     refuse_offloaded(model)
     groups, left_out = _located(model, backbone)
@@ -58,7 +58,9 @@ def score(
     observers = [METRICS[name][method].create(subject) for method, name in metrics.items()]
     calibration = _calibrate(subject, processor, config, dataset, observers)
     found = [_finite(observer, name) for observer, name in zip(observers, metrics.values(), strict=True)]
-    return Scores(_gathered(found, groups, backbone), metrics, backbone.fingerprint, left_out), calibration
+    tensors, statistics = _gathered(found, groups, backbone), _kept_apart(observers, groups, backbone)
+    scores = Scores(tensors, metrics, backbone.fingerprint, left_out, statistics)
+    return scores.weighted(config.modality_weights), calibration
 
 
 def _located(model: PreTrainedModel, backbone: Backbone) -> tuple[list[Group], dict[str, str]]:
@@ -89,7 +91,7 @@ def _calibrate(
             f"importance '{config.importance}' needs calibration rows: give a dataset, or a metric of weights alone."
         )
     rows = load_rows(dataset, config.dataset_split, config.num_samples or metric.samples, config.seed)
-    size = config.batch_size or (len(rows) if metric.one_batch else DEFAULT_BATCH_SIZE)
+    size = config.batch_size or {"all": len(rows), "one": 1, None: DEFAULT_BATCH_SIZE}[metric.batch]
     counts: Counter[str] = Counter()
     made: Iterable[Batch] = _counted(batches(processor, rows, size), counts)
     if metric.needs == "rows":
@@ -97,15 +99,18 @@ def _calibrate(
         with evaluating(subject.model), torch.no_grad():
             observers[0].run(made)
         observers = observers[1:]
-    run_calibration(
-        subject.model,
-        made,
-        observers,
-        subject.layers,
-        backward=metric.needs == "backward",
-        total=ceil(len(rows) / size),
-        gradient_checkpointing=config.gradient_checkpointing,
-    )
+    passes = max(observer.passes for observer in observers)
+    made = made if passes == 1 else list(made)
+    for number in range(passes):
+        run_calibration(
+            subject.model,
+            made,
+            [observer for observer in observers if observer.passes > number],
+            subject.layers,
+            backward=metric.needs == "backward",
+            total=ceil(len(rows) / size),
+            gradient_checkpointing=config.gradient_checkpointing,
+        )
     return {
         "dataset": config.dataset,
         "split": config.dataset_split,
@@ -147,3 +152,15 @@ def _gathered(found: Sequence[dict[str, Tensor]], groups: Sequence[Group], backb
         for kind, rows in scores.items():
             tensors |= {kind: rows} if kind in ("layers", RUNS) else by_layer(by_kind[kind], rows, backbone.num_layers)
     return tensors
+
+
+def _kept_apart(observers: Sequence[Observer], groups: Sequence[Group], backbone: Backbone) -> dict[str, Tensor]:
+    """Statistics by layer, of those that have them."""
+    by_kind = {group.kind: group for group in groups}
+    found: dict[str, Tensor] = {}
+    for observer in observers:
+        for kind, statistics in observer.statistics().items() if isinstance(observer, ByModality) else ():
+            for name, rows in statistics.items():
+                homes = {kind: rows} if kind == "layers" else by_layer(by_kind[kind], rows, backbone.num_layers)
+                found |= {f"{home}.{name}": tensor.contiguous() for home, tensor in homes.items()}
+    return found

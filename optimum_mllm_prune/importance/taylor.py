@@ -4,17 +4,21 @@ Source: Ma et al., LLM-Pruner (arXiv 2305.11627), equations 3-5; over the answer
 et al. (arXiv 2507.20749), section 3.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from ..backbone import Axis
+from ..backbone import Axis, Site
 from ..calibration.batches import Batch
 from ..calibration.engine import loss_scale
-from .observer import Observer, Subject, hook_readers
+from .observer import ByModality, Observer, Statistics, Subject, apart, hook_readers, zeros
+
+
+Block = tuple[str, int, Site]
+"""A kind of units, the number of one of its sites, and that site."""
 
 
 class _OfTheAnswerLoss(Observer):
@@ -24,7 +28,6 @@ class _OfTheAnswerLoss(Observer):
         super().__init__(subject)
         self.weight = 0
         self.total = 0
-        self.sums = {g.kind: torch.zeros(len(g.sites), g.units, dtype=torch.float64) for g in subject.groups}
 
     def begin(self, batch: Batch) -> None:
         """Counts the batch's answer tokens."""
@@ -32,10 +35,10 @@ class _OfTheAnswerLoss(Observer):
         self.weight = batch.answer_tokens
         self.total += self.weight
 
-    def scores(self) -> dict[str, Tensor]:
-        """(sites, units) for each kind."""
-        divisor = max(self.total, 1) * loss_scale(self.subject.model)
-        return {kind: (sums / divisor).abs().float() for kind, sums in self.sums.items()}
+    @property
+    def divisor(self) -> float:
+        """What turns sums of weighted batches into means of the loss itself."""
+        return max(self.total, 1) * loss_scale(self.subject.model)
 
 
 class Taylor(_OfTheAnswerLoss):
@@ -48,16 +51,17 @@ class Taylor(_OfTheAnswerLoss):
     the activations is one parameter and not one model.
     """
 
+    def __init__(self, subject: Subject) -> None:
+        super().__init__(subject)
+        self.sums = zeros(subject, per_column=False, shape=())
+
     def attach(self) -> Sequence[RemovableHandle]:
         """One hook on every parameter that belongs to a unit; those parameters start to require gradients."""
-        handles: list[RemovableHandle] = []
-        for group in self.subject.groups:
-            for index, site in enumerate(group.sites):
-                for axis in site.axes:
-                    weight = self.subject.model.get_parameter(axis.tensor)
-                    weight.requires_grad_(True)
-                    handles.append(weight.register_post_accumulate_grad_hook(self._reduce(group.kind, index, axis)))
-        return handles
+        return hook_weights(self.subject, blocks(self.subject), self._reduce)
+
+    def scores(self) -> dict[str, Tensor]:
+        """(sites, units) for each kind."""
+        return {kind: (sums / self.divisor).float() for kind, sums in self.sums.items()}
 
     def _reduce(self, kind: str, index: int, axis: Axis) -> Callable[[Tensor], None]:
         def reduce(weight: Tensor) -> None:
@@ -68,12 +72,37 @@ class Taylor(_OfTheAnswerLoss):
         return reduce
 
 
-class TaylorGroup(_OfTheAnswerLoss):
+def blocks(subject: Subject) -> Iterator[Block]:
+    """All sites of all groups."""
+    for group in subject.groups:
+        for index, site in enumerate(group.sites):
+            yield group.kind, index, site
+
+
+def hook_weights(
+    subject: Subject, some: Iterable[Block], reduce: Callable[[str, int, Axis], Callable[[Tensor], None]]
+) -> list[RemovableHandle]:
+    """Let the weights of some blocks require gradients, and call what `reduce` gives with each that has its own."""
+    handles = []
+    for kind, index, site in some:
+        for axis in site.axes:
+            weight = subject.model.get_parameter(axis.tensor)
+            weight.requires_grad_(True)
+            handles.append(weight.register_post_accumulate_grad_hook(reduce(kind, index, axis)))
+    return handles
+
+
+class TaylorGroup(_OfTheAnswerLoss, ByModality):
     """|sum of x dL/dx| over the real tokens and channels of a unit, x the input of `o_proj` or `down_proj`.
 
     Equals |sum of w g| over the unit's columns of that projection, with all weights frozen: no weight gradient is ever
-    allocated. L is the mean loss over all answer tokens, however the rows are batched.
+    allocated. L is the mean loss over all answer tokens, however the rows are batched. Where modalities are weighted,
+    so is each token's term of the sum; L stays what it is.
     """
+
+    def __init__(self, subject: Subject) -> None:
+        super().__init__(subject)
+        self.sums = zeros(subject, per_column=False)
 
     def attach(self) -> Sequence[RemovableHandle]:
         """A tap before every reader, and gradients that start at the token embeddings."""
@@ -81,17 +110,28 @@ class TaylorGroup(_OfTheAnswerLoss):
         start = embeddings.register_forward_hook(lambda _, __, output: output.requires_grad_(True))
         return [start, *hook_readers(self.subject, self._tap)]
 
+    def statistics(self) -> dict[str, Statistics]:
+        """ "sums" (sites, 3, units) with their signs."""
+        return {kind: {"sums": sums / self.divisor} for kind, sums in self.sums.items()}
+
+    @staticmethod
+    def combined(statistics: Statistics, weights: Tensor, units: int) -> Tensor:
+        """(sites, units)."""
+        return torch.einsum("smu,m->su", statistics["sums"], weights).abs()
+
     def _tap(self, kind: str, index: int, states: Tensor) -> Tensor:
         def add(products: Tensor) -> None:
-            units = self.sums[kind].shape[1]
-            self.sums[kind][index] += self.weight * products.unflatten(-1, (units, -1)).sum(dim=-1).cpu()
+            units = self.sums[kind].shape[-1]
+            for number, tokens in enumerate(apart(products, self.modality_at(kind, index))):
+                columns = tokens.sum(dim=0, dtype=torch.float64)
+                self.sums[kind][index, number] += self.weight * columns.unflatten(-1, (units, -1)).sum(dim=-1).cpu()
 
         # Outside the decoder nothing before the tap needs a gradient, so the tap starts one.
         return _Tap.apply(states if states.requires_grad else states.detach().requires_grad_(True), add)
 
 
 class _Tap(torch.autograd.Function):
-    """Passes its input on; in backward hands sum over tokens of input * gradient, fp64 (width,), to a function."""
+    """Passes its input on; in backward hands input * gradient, fp32 in the input's shape, to a function."""
 
     @staticmethod
     def forward(ctx: Any, states: Tensor, add: Callable[[Tensor], None]) -> Tensor:
@@ -102,6 +142,5 @@ class _Tap(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (states,) = ctx.saved_tensors
-        products = states.float() * gradient.float()
-        ctx.add(products.reshape(-1, products.shape[-1]).sum(dim=0, dtype=torch.float64))
+        ctx.add(states.float() * gradient.float())
         return gradient, None

@@ -127,6 +127,7 @@ def make_plan(backbone: Backbone, config: PruningConfig, scores: Scores) -> Prun
             f"the scores hold '{scored}' for method '{config.method}', "
             f"not '{config.importance}': name that importance or calibrate again."
         )
+    scores = scores.weighted(config.modality_weights)
     backbone = backbone.without(scores.left_out)
     made = account(backbone, config, scores)
     return PruningPlan(
@@ -142,7 +143,7 @@ def make_plan(backbone: Backbone, config: PruningConfig, scores: Scores) -> Prun
         config_changes=made.config_changes,
         parameters=made.parameters,
         ratio=made.ratio,
-        notes=made.notes,
+        notes=[*made.notes, *_weights(config)],
         scores=scores.fingerprint,
         config=config.to_dict(),
     )
@@ -154,6 +155,12 @@ def _layer_scores(scores: Scores | None, num_layers: int, in_a_row: bool) -> tor
         return scores.of_runs(num_layers) if in_a_row else scores.of_layers(num_layers)
     last_first = -torch.arange(num_layers, dtype=torch.float32)
     return last_first.unsqueeze(1).expand(-1, num_layers) if in_a_row else last_first
+
+
+def _weights(config: PruningConfig) -> Iterator[str]:
+    if config.modality_weights:
+        told = ", ".join(f"{modality} {weight:g}" for modality, weight in config.modality_weights.items())
+        yield f"weights of tokens: {told}"
 
 
 def _removed_layers(

@@ -14,7 +14,7 @@ _MIDDLE = 2
 
 @dataclass
 class Moments:
-    """Sums over tokens of products of inputs x (k,) and targets y (d,), in fp64.
+    """Sums over tokens, weighted or not, of products of inputs x (k,) and targets y (d,), in fp64.
 
     Attributes:
         gram: (k, k), sum of x x'.
@@ -34,9 +34,19 @@ class Moments:
         made = (torch.zeros(inputs, size, dtype=torch.float64, device=device) for size in (inputs, outputs))
         return cls(*made)
 
-    def add(self, x: Tensor, y: Tensor) -> None:
-        """Add tokens: x (tokens, k) and y (tokens, d); products are taken in fp32 and summed in fp64."""
+    def add(self, x: Tensor, y: Tensor, weights: Tensor | None = None) -> None:
+        """Add tokens: x (tokens, k) and y (tokens, d); products are taken in fp32 and summed in fp64.
+
+        Args:
+            x: inputs.
+            y: targets.
+            weights: (tokens,) of at least 0, how much each token counts; None is 1 each. One of 0 is still counted
+                among `tokens`.
+        """
         x, y = x.float(), y.float()
+        if weights is not None:
+            roots = weights.to(x).sqrt().unsqueeze(1)
+            x, y = roots * x, roots.to(y) * y
         self.gram += (x.T @ x).to(self.gram)
         self.cross += (x.T @ y).to(self.cross)
         self.square += y.double().square().sum().item()

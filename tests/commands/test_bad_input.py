@@ -6,8 +6,11 @@ import shutil
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
+
+from optimum_mllm_prune.importance import SCORES_NAME
 
 
 BY_WEIGHTS = ("--importance", "magnitude_l2")
@@ -190,11 +193,13 @@ class TestNames:
         [
             (("--method", "depth"), "unknown method 'depth': use one of auto, layer, width, mixed."),
             (("--importance", "gradient"),
-             "unknown importance 'gradient': use one of activation, angular, block_influence, loss, magnitude, "
-             "magnitude_l1, magnitude_l2, merge, random, taylor, taylor_group, wanda."),
+             "unknown importance 'gradient': use one of activation, angular, block_influence, fluctuation, loss, "
+             "magnitude, magnitude_l1, magnitude_l2, merge, random, reconstruction, taylor, taylor_group, "
+             "taylor_mixed, taylor_second, wanda."),
             (("--importance", "block_influence"),
              "importance 'block_influence' does not score what method 'width' removes: use one of taylor, "
-             "taylor_group, activation, wanda, magnitude_l1, magnitude_l2, random."),
+             "taylor_second, taylor_mixed, taylor_group, activation, wanda, fluctuation, reconstruction, magnitude_l1, "
+             "magnitude_l2, random."),
             (("--num-layers", "2", "--importance", "taylor"),
              "importance 'taylor' does not score what method 'layer' removes: use one of block_influence, angular, "
              "loss, merge, magnitude, random."),
@@ -269,6 +274,26 @@ class TestNames:
         words = [value] if flag == "OUTPUT" else [flag, value]
         assert refused("--model", llava, *words, "--dry-run") == (
             f"--dry-run without a --dataset shows sizes alone: leave {flag} out, or name a --dataset."
+        )
+
+    def test_sizes_alone_weigh_no_token(self, refused, llava):
+        words = ("--importance", "wanda", "--modality-weights", "image=0")
+        assert refused("--model", llava, *words, "--dry-run") == (
+            "--dry-run without a --dataset shows sizes alone: leave --modality-weights out, or name a --dataset."
+        )
+
+    @pytest.mark.parametrize("weights", ["image", "image=half", "image=1,image=2", "", "=1,", "image=1 prompt=2"])
+    def test_weights_of_modalities_that_are_none(self, refused, llava, rows, weights):
+        line = refused("--model", llava, "--dataset", rows, "--importance=wanda", f"--modality-weights={weights}")
+        assert line == f"--modality-weights '{weights}' is not understood: write image=0.5,prompt=1,answer=2."
+
+    def test_weights_of_modalities_for_a_metric_that_mixes_them(self, refused, llava, rows):
+        assert refused("--model", llava, "--dataset", rows, "--modality-weights", "image=0") == (
+            "importance 'taylor' does not keep tokens apart by modality: leave modality_weights out, or use one of "
+            "taylor_group, activation, wanda, fluctuation."
+        )
+        assert refused("--model", llava, "--dataset", rows, "--importance=wanda", "--modality-weights", "video=0") == (
+            "modality_weights has 'video': it takes image, prompt, answer."
         )
 
     @pytest.mark.parametrize("importance", ["magnitude_l1", "magnitude_l2"])
@@ -417,7 +442,15 @@ class TestPlan:
         )
 
     @pytest.mark.parametrize(
-        "flag", ["--ratio=0.2", "--num-layers=2", "--target-params=2M", "--importance=random", "--dry-run"]
+        "flag",
+        [
+            "--ratio=0.2",
+            "--num-layers=2",
+            "--target-params=2M",
+            "--importance=random",
+            "--modality-weights=image=0",
+            "--dry-run",
+        ],
     )
     def test_says_all(self, refused, llava, plan, flag):
         name = flag.partition("=")[0]
@@ -446,6 +479,18 @@ class TestScores:
         assert refused("--model", llava, "--scores", "dry", "--importance", "wanda") == (
             "the scores hold 'magnitude_l2' for method 'width', not 'wanda': name that importance or calibrate again."
         )
+
+    def test_made_before_tokens_were_kept_apart(self, refused, command, llava, rows, cwd):
+        words = ("--importance", "wanda", "--ratio=0.4")
+        assert command("--model", llava, "dry", "--dataset", rows, "--num-samples=2", *words, "--dry-run").code == 0
+        found = load_file(cwd / "dry" / SCORES_NAME)
+        with safe_open(cwd / "dry" / SCORES_NAME, framework="pt") as stored:
+            metadata = stored.metadata()
+        metadata.pop("modality_weights")
+        save_file({name: found[name] for name in ("layers", "heads", "channels")}, cwd / SCORES_NAME, metadata)
+        assert command("--model", llava, "again", "--scores", SCORES_NAME, *words, "--dry-run").code == 0
+        line = refused("--model", llava, "out", "--scores", SCORES_NAME, *words, "--modality-weights=image=0")
+        assert line == "the scores were made before tokens were kept apart by modality: calibrate again."
 
     def test_of_another_head_unit(self, refused, command, llava):
         assert command("--model", llava, "dry", *BY_WEIGHTS, "--ratio=0.4", "--head-unit=query", "--dry-run").code == 0

@@ -157,10 +157,17 @@ class TestScript:
     def test_the_scores(self, run):
         scores = load_file(run[1] / "pruning_scores.safetensors")
         shapes = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in scores.items()}
-        assert shapes == {
+        plain = {name: found for name, found in shapes.items() if "." not in name}
+        assert plain == {
             "layers": (torch.float32, (tiny_llava.LAYERS,)),
             "heads": (torch.float32, (tiny_llava.LAYERS, tiny_llava.KV_HEADS)),
             "channels": (torch.float32, (tiny_llava.LAYERS, tiny_llava.CHANNELS)),
+        }
+        # Of layers alone, as taylor mixes the tokens: sums by modality.
+        by_modality = (torch.float64, (tiny_llava.LAYERS, 3))
+        assert {name: shapes[name] for name in shapes.keys() - plain.keys()} == {
+            "layers.total": by_modality,
+            "layers.tokens": by_modality,
         }
         assert all(tensor.isfinite().all() for tensor in scores.values())
 
@@ -312,6 +319,21 @@ class TestReplay:
         card = (cwd / "out" / "README.md").read_text()
         assert "The scores come from an earlier calibration on `digit-rows`." in card
         assert "No calibration data was used" not in card
+
+    def test_scores_serve_other_weights_of_tokens(self, command, llava, rows, dry, cwd):
+        words = ["--importance", "taylor_group", "--ratio", "0.3", "--dry-run"]
+        weights = ["--modality_weights", "image=0.5, answer=4"]
+        again = command("--model", llava, "again", "--scores", "dry", *words, *weights)
+        assert again.code == 0, again.err
+        assert "Calibrating" not in again.err
+        fresh = ["--dataset", rows, "--num-samples", "4", *words, *weights]
+        assert command("--model", llava, "fresh", *fresh).code == 0
+        one, other = plan_of(cwd / "again"), plan_of(cwd / "fresh")
+        assert one["config"]["modality_weights"] == {"image": 0.5, "prompt": 1.0, "answer": 4.0}
+        assert one["notes"][-1] == "weights of tokens: image 0.5, prompt 1, answer 4"
+        assert one["scores"] == other["scores"] != dry["scores"]
+        assert one["removed_channels"] == other["removed_channels"] != dry["removed_channels"]
+        assert "--modality-weights 'image=0.5, answer=4'" in one["command"]
 
     def test_scores_that_are_not_the_plans_stay_behind(self, command, llava, dry, cwd):
         assert command("--model", llava, "other", *BY_WEIGHTS, "--dry-run").code == 0

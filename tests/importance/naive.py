@@ -64,7 +64,7 @@ def calibrated(subject, method, name, batches, **options):
     if metric.needs == "rows":
         with evaluating(subject.model), torch.no_grad():
             observer.run(batches)
-    elif metric.needs != "weights":
+    for _ in range(0 if metric.needs in ("weights", "rows") else observer.passes):
         run_calibration(
             subject.model, batches, [observer], subject.layers, backward=metric.needs == "backward", **options
         )
@@ -165,6 +165,29 @@ def taylor(subject, batches):
     return over_weights(subject, lambda name: sum((weights[name] * g[name]).abs() for g in each))
 
 
+def row_gradients(subject, batches):
+    """Of each batch's own loss, by the parameter's name; a batch stands for a row."""
+    return [gradients(subject.model, [batch])[0] for batch in batches]
+
+
+def taylor_second(subject, batches):
+    weights = {name: p.detach().double() for name, p in subject.model.named_parameters()}
+    each = row_gradients(subject, batches)
+    return over_weights(subject, lambda name: sum(weights[name] ** 2 * g[name] ** 2 for g in each) / len(each))
+
+
+def taylor_mixed(subject, batches):
+    weights = {name: p.detach().double() for name, p in subject.model.named_parameters()}
+    each = row_gradients(subject, batches)
+
+    def value(name):
+        first = weights[name] * sum(g[name] for g in each) / len(each)
+        second = weights[name] ** 2 * sum(g[name] ** 2 for g in each) / len(each)
+        return (first - 0.5 * second).abs()
+
+    return over_weights(subject, value)
+
+
 def taylor_group(subject, batches):
     weights = {name: p.detach().double() for name, p in subject.model.named_parameters()}
     each = gradients(subject.model, batches)
@@ -247,6 +270,26 @@ def wanda(subject, batches):
                 for row in range(len(entering)):
                     squares += entering[row, real_tokens(batch, row), column].square().sum()
             total += weights[reader][:, column].square().sum().sqrt() * squares**0.5
+        return total
+
+    return each_unit(subject, score)
+
+
+def fluctuation(subject, batches):
+    weights = {name: p.detach().double() for name, p in subject.model.named_parameters()}
+    each = [(batch, seen(subject.model, batch, readers(subject))) for batch in batches]
+
+    def score(kind, layer, unit):
+        _, (reader, columns) = owned(subject, kind, layer, unit)
+        total = 0.0
+        for column in columns:
+            values = []
+            for batch, states in each:
+                entering = states[reader.removesuffix(".weight")][0]
+                for row in range(len(entering)):
+                    values += [entering[row, token, column] for token in real_tokens(batch, row)]
+            variance = torch.stack(values).var(correction=0)
+            total += variance * weights[reader][:, column].square().sum()
         return total
 
     return each_unit(subject, score)

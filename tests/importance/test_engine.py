@@ -52,7 +52,9 @@ def half_frozen():
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("broken", [False, True])
-@pytest.mark.parametrize("name", ["taylor", "taylor_group", "activation", "block_influence"])
+@pytest.mark.parametrize(
+    "name", ["taylor", "taylor_second", "taylor_mixed", "taylor_group", "activation", "block_influence"]
+)
 def test_the_model_is_left_as_it_was(name, broken, checkpointing):
     model = half_frozen()
     before, weights = state_of(model), [p.detach().clone() for p in model.parameters()]

@@ -6,12 +6,16 @@ from pathlib import Path
 import pytest
 import scenes
 import torch
+from families import FAMILIES
+from importance import naive
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from optimum_mllm_prune.backbone import Backbone
+from optimum_mllm_prune.calibration import engine
 from optimum_mllm_prune.calibration.engine import loss_scale
 from optimum_mllm_prune.configuration import PruningConfig
 from optimum_mllm_prune.errors import UserInputError
+from optimum_mllm_prune.importance import taylor, taylor_second
 from optimum_mllm_prune.importance.scoring import score
 
 
@@ -68,6 +72,18 @@ def test_only_float16_needs_a_larger_loss():
         model.dtype = dtype
         scales[dtype] = loss_scale(model)
     assert scales == {torch.float16: 2.0**13, torch.bfloat16: 1.0, torch.float32: 1.0}
+
+
+@pytest.mark.parametrize("name", ["taylor", "taylor_group", "taylor_second", "taylor_mixed"])
+def test_how_much_larger_the_loss_is_does_not_matter(name, monkeypatch):
+    model = FAMILIES["llava_llama_gqa"].build()
+    batches = naive.row_by_row(naive.batch_of("llava_llama_gqa", model.config))
+    plain = naive.calibrated(naive.subject_of(model), "width", name, batches)
+    for module in (engine, taylor, taylor_second):
+        monkeypatch.setattr(module, "loss_scale", lambda _: 2.0**13)
+    scaled = naive.calibrated(naive.subject_of(model), "width", name, batches)
+    for kind, found in plain.items():
+        torch.testing.assert_close(scaled[kind], found, rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import pytest
 import torch
 from families import FAMILIES
 from importance.naive import subject_of
+from safetensors.torch import save_file
 
 from optimum_mllm_prune.backbone import Backbone, model_class_of
 from optimum_mllm_prune.errors import UserInputError
@@ -33,6 +34,19 @@ def test_saved_scores_come_back(by, tmp_path):
     assert all(torch.equal(again.tensors[name], tensor) for name, tensor in scores.tensors.items())
 
 
+def test_statistics_and_weights_come_back(tmp_path):
+    statistics = {"channels.squares": torch.rand(4, 3, 96, dtype=torch.float64), "layers.total": torch.rand(4, 3)}
+    weights = {"image": 0.5, "prompt": 1.0, "answer": 2.0}
+    scores = replace(some_scores(), statistics=statistics, modality_weights=weights)
+    scores.save(tmp_path)
+    again = Scores.load(tmp_path)
+    assert again.modality_weights == weights
+    assert again.fingerprint == some_scores().fingerprint
+    assert again.tensors.keys() == {"layers", "heads", "channels"}
+    assert again.statistics.keys() == statistics.keys()
+    assert all(torch.equal(again.statistics[name], tensor) for name, tensor in statistics.items())
+
+
 def test_missing_values_come_back(tmp_path):
     scores = some_scores(heads=torch.tensor([[float("nan")] * 2, [1.0, 2.0]]))
     scores.save(tmp_path)
@@ -56,6 +70,12 @@ def test_the_fingerprint_tells_names_shapes_and_values_apart():
 
 def test_no_scores(tmp_path):
     with pytest.raises(UserInputError, match=r"no scores at '.*': give a pruning_scores\.safetensors or the folder"):
+        Scores.load(tmp_path)
+
+
+def test_damaged_weights(tmp_path):
+    save_file({"layers": torch.ones(2)}, tmp_path / SCORES_NAME, metadata={"modality_weights": "{image"})
+    with pytest.raises(UserInputError, match=r"^the scores in 'pruning_scores\.safetensors' cannot be read \(.*\): "):
         Scores.load(tmp_path)
 
 

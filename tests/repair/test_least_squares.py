@@ -36,6 +36,22 @@ def test_moments_are_sums_of_products():
     assert torch.allclose(both.gram, made.gram) and both.tokens == 200
 
 
+def test_a_token_of_weight_two_counts_as_two_tokens():
+    x, y, _ = data()
+    weights = torch.arange(len(x)) % 3
+    weighted = Moments.zeros(x.shape[1], y.shape[1], x.device)
+    for part in range(4):
+        weighted.add(x[part::4], y[part::4], weights[part::4])
+    repeated = moments(x.repeat_interleave(weights, dim=0), y.repeat_interleave(weights, dim=0))
+    assert torch.allclose(weighted.gram, repeated.gram, rtol=1e-5, atol=1e-4)
+    assert torch.allclose(weighted.cross, repeated.cross, rtol=1e-5, atol=1e-4)
+    assert weighted.square == pytest.approx(repeated.square, rel=1e-6)
+    assert weighted.tokens == 200
+    alike = Moments.zeros(x.shape[1], y.shape[1], x.device)
+    alike.add(x, y, torch.full((len(x),), 0.25))
+    assert torch.allclose(4 * alike.gram, moments(x, y).gram, rtol=1e-5, atol=1e-4)
+
+
 @given(seed=st.integers(0, 1000), scale=st.floats(0.1, 10))
 def test_the_error_is_that_of_the_residuals(seed, scale):
     x, y, true = data(seed=seed)

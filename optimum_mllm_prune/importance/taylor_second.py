@@ -1,0 +1,124 @@
+"""Taylor scores with the second order, its Hessian taken as the diagonal of the Fisher information.
+
+Source: Ma et al., LLM-Pruner (arXiv 2305.11627), equations 3-5. H_kk is the mean over rows of g_n^2, where g_n is the
+gradient of row n's own loss, the mean over its answer tokens. So each batch must be one row, and rows count alike.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
+
+from ..backbone import Axis
+from ..calibration.batches import Batch
+from ..calibration.engine import loss_scale
+from .observer import Observer, Subject, zeros
+from .taylor import Block, blocks, hook_weights
+
+
+class TaylorSecond(Observer):
+    """Sum of w^2 mean_n(g_n^2) over the coupled group.
+
+    As with `Taylor`, each gradient is reduced to its units' sums and freed as soon as it is complete.
+    """
+
+    def __init__(self, subject: Subject) -> None:
+        super().__init__(subject)
+        self.rows = 0
+        self.sums = zeros(subject, per_column=False, shape=())
+
+    def begin(self, batch: Batch) -> None:
+        """Counts the batch, which stands for one row."""
+        super().begin(batch)
+        self.rows += 1
+
+    def attach(self) -> Sequence[RemovableHandle]:
+        """One hook on every parameter that belongs to a unit; those parameters start to require gradients."""
+        return hook_weights(self.subject, blocks(self.subject), self._reduce)
+
+    def scores(self) -> dict[str, Tensor]:
+        """(sites, units) for each kind."""
+        divisor = max(self.rows, 1) * loss_scale(self.subject.model) ** 2
+        return {kind: (sums / divisor).float() for kind, sums in self.sums.items()}
+
+    def _reduce(self, kind: str, index: int, axis: Axis) -> Callable[[Tensor], None]:
+        def reduce(weight: Tensor) -> None:
+            product = weight.grad.float().mul_(weight.detach()).square_()
+            weight.grad = None
+            self.sums[kind][index] += axis.sums(product).cpu().double()
+
+        return reduce
+
+
+class TaylorMixed(Observer):
+    """Sum of |w g - 1/2 w^2 mean_n(g_n^2)| over the coupled group, g the mean of the rows' gradients.
+
+    The absolute value is taken of means over all rows, so that two fp32 numbers a weight must be kept until the last
+    row. They are kept for one decoder layer at a time, whose weights alone are differentiated, and all rows are run
+    again for the next one: memory is bounded by a layer, and time is so many forward passes as there are layers and
+    half as many whole backward passes.
+
+    Where |w g| is much smaller than 1 the second order hardly counts, and it ranks as `Taylor` does on one batch of
+    rows with equally long answers.
+    """
+
+    def __init__(self, subject: Subject) -> None:
+        super().__init__(subject)
+        self.parts = _parts(subject)
+        self.passes = len(self.parts)
+        self.started = 0
+        self.rows = 0
+        self.means: dict[tuple[str, int, Axis], tuple[Tensor, Tensor]] = {}
+        self.sums = zeros(subject, per_column=False, shape=())
+
+    def begin(self, batch: Batch) -> None:
+        """Counts the batch, which stands for one row."""
+        super().begin(batch)
+        self.rows += 1
+
+    def attach(self) -> Sequence[RemovableHandle]:
+        """One hook on every parameter of the next layer's units, which starts to require gradients."""
+        self._finish()
+        part = self.parts[self.started]
+        self.started += 1
+        # With rows that pass a layer by, as cross-attention is without an image, the loss depends on none of them.
+        start = self.subject.model.get_output_embeddings().register_forward_hook(_differentiable)
+        return [start, *hook_weights(self.subject, part, self._add)]
+
+    def scores(self) -> dict[str, Tensor]:
+        """(sites, units) for each kind."""
+        self._finish()
+        return {kind: sums.float() for kind, sums in self.sums.items()}
+
+    def _add(self, kind: str, index: int, axis: Axis) -> Callable[[Tensor], None]:
+        def add(weight: Tensor) -> None:
+            gradient = weight.grad.float().div_(loss_scale(self.subject.model))
+            weight.grad = None
+            if (kind, index, axis) not in self.means:
+                self.means[kind, index, axis] = (torch.zeros_like(gradient), torch.zeros_like(gradient))
+            first, second = self.means[kind, index, axis]
+            first += gradient
+            second.addcmul_(gradient, gradient)
+
+        return add
+
+    def _finish(self) -> None:
+        """Reduce what was kept of the present layer to its units' sums, and free it."""
+        for (kind, index, axis), (first, second) in self.means.items():
+            weight = self.subject.model.get_parameter(axis.tensor).detach().float()
+            terms = (weight * first - weight.square().mul_(second).div_(2)).div_(self.rows).abs_()
+            self.sums[kind][index] += axis.sums(terms).cpu().double()
+        self.means, self.rows = {}, 0
+
+
+def _parts(subject: Subject) -> list[list[Block]]:
+    """The blocks of each decoder layer; those outside the decoder go with the first."""
+    found: dict[int, list[Block]] = {}
+    for block in blocks(subject):
+        found.setdefault(block[2].layer or 0, []).append(block)
+    return list(found.values())
+
+
+def _differentiable(_: torch.nn.Module, __: tuple, output: Tensor) -> Tensor:
+    return output if output.requires_grad else output.requires_grad_(True)
