@@ -128,7 +128,7 @@ class MLLMPruner:
             UserInputError: the data cannot be used, or there is no processor.
         """
         self._refuse_pruned()
-        config = self._with_origin(config, dataset)
+        config = with_origin(config, self.base_model, self.base_model_revision, dataset)
         with self._timed("calibration"):
             backbone = self.backbone(config.head_unit)
             self._keep(*score(self.model, self.processor, backbone, config, dataset))
@@ -146,17 +146,15 @@ class MLLMPruner:
             UserInputError: the wish cannot be met, or the data or scores cannot be used.
         """
         backbone = self.backbone(config.head_unit)
-        config = self._with_origin(config, dataset)
+        config = with_origin(config, self.base_model, self.base_model_revision, dataset)
         if config.steps > 1:
             self._refuse_pruned()
             with self._timed("planning"):
                 plan, *calibrated = stepwise_plan(self.model, self.processor, backbone, config, dataset, scores)
             self._keep(*calibrated)
             return plan
-        if scores is None:
-            scores = self.score(config, dataset)
-        self._keep(scores)
-        self._keep(scores.weighted(config.modality_weights), self.calibration)
+        self._keep(self.score(config, dataset) if scores is None else scores)
+        self._keep(self.scores.weighted(config.modality_weights), self.calibration)
         with self._timed("planning"):
             return make_plan(backbone, config, self.scores)
 
@@ -287,9 +285,6 @@ class MLLMPruner:
         _, known = self._calibrated.get(scores.fingerprint, (None, None))
         self.scores, self.calibration = scores, calibration or known
         self._calibrated[scores.fingerprint] = (self.scores, self.calibration)
-
-    def _with_origin(self, config: PruningConfig, dataset: Any) -> PruningConfig:
-        return with_origin(config, self.base_model, self.base_model_revision, dataset)
 
     def _backbone_for(self, plan: PruningPlan) -> Backbone:
         return self.backbone("query" if plan.head_unit == "query" else "auto")

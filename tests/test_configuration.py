@@ -32,6 +32,7 @@ KEYS = [
     "allow_twin",
     "repair",
     "repair_samples",
+    "steps",
     "protected_layers",
     "modality_weights",
     "gradient_checkpointing",
@@ -233,6 +234,7 @@ FULL = {
     "allow_twin": False,
     "repair": "none",
     "repair_samples": 64,
+    "steps": 2,
     "protected_layers": [0, 31],
     "modality_weights": {"image": 0.5, "prompt": 1.0, "answer": 2.0},
     "gradient_checkpointing": True,
@@ -276,5 +278,22 @@ def test_head_share_out_of_range(value):
     with pytest.raises(UserInputError) as error:
         PruningConfig(head_share=value)
     assert str(error.value) == (
-        f"head_share must lie between 0 (MLP channels alone) and 1 (as much of both), got {value}."
+        f"head_share must be 'auto' or lie between 0 (MLP channels alone) and 1 (as much of both), got {value}."
+    )
+
+
+def test_errors_decide_how_much_heads_give_where_they_are_measured():
+    assert PruningConfig(importance="reconstruction").head_share == "auto"
+    assert PruningConfig(importance="reconstruction", head_share=0.5).head_share == 0.5
+    assert PruningConfig(importance="wanda").head_share == 1.0
+    assert reason_of(importance="wanda", head_share="auto") == (
+        "head_share 'auto' weighs errors, which importance 'wanda' does not measure: give a number, or use importance "
+        "reconstruction."
+    )
+
+
+@pytest.mark.parametrize("method", ["width", "mixed"])
+def test_a_linear_map_stands_in_for_layers(method):
+    assert reason_of(method=method, repair="linear-map") == (
+        f"repair 'linear-map' stands in for removed layers: with method '{method}' use 'least-squares'."
     )

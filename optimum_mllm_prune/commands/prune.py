@@ -193,8 +193,7 @@ def _add_plan(parser: ArgumentParser) -> None:
         "(merge with importance merge, else least-squares where rows are there; default)",
     )
     add_flag(group, "--repair-samples", type=int, default=128, help="rows to refit on (default 128)")
-    add_flag(
-        group,
+    group.add_argument(
         "--steps",
         type=int,
         default=1,

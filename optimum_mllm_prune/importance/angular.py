@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 from ..calibration.batches import Batch
 from ..calibration.stream import entering, leaving
 from .observer import Observer, Subject, by_sample
-from .scores import RUNS, runs_within
+from .runs import RUNS, runs_within
 
 
 class AngularDistance(Observer):

@@ -16,10 +16,10 @@ from ..backbone import Group
 from ..errors import UserInputError
 from .observer import MODALITIES, Statistics
 from .registry import METRICS
+from .runs import RUNS
 
 
 SCORES_NAME = "pruning_scores.safetensors"
-RUNS = "layer_runs"
 
 
 @dataclass(frozen=True)
@@ -168,11 +168,6 @@ def _vector(weights: Mapping[str, float] | None) -> Tensor:
     """fp64 (3,)."""
     each = [(weights or {}).get(modality.name.lower(), 1.0) for modality in MODALITIES]
     return torch.tensor(each, dtype=torch.float64)
-
-
-def runs_within(num_layers: int) -> Tensor:
-    """bool (layers, layers): where [l, n - 1] is a run, one of n layers from l on."""
-    return torch.ones(num_layers, num_layers, dtype=torch.bool).tril().flipud()
 
 
 def by_layer(group: Group, rows: Tensor, num_layers: int) -> dict[str, Tensor]:

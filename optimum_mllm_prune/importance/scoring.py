@@ -18,7 +18,8 @@ from ..calibration.rows import load_rows
 from ..errors import UserInputError
 from .observer import ByModality, Observer, Subject
 from .registry import METRICS, companion, metric_of, scored_as
-from .scores import RUNS, Scores, by_layer, runs_within
+from .runs import RUNS, runs_within
+from .scores import Scores, by_layer
 
 
 if TYPE_CHECKING:

@@ -1,6 +1,6 @@
 """One linear map of the pruned model: what it is given and should give, and its parameters."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -9,11 +9,14 @@ from ..calibration.batches import Batch, Modality
 from .least_squares import Moments
 
 
-Pair = Callable[[int], tuple[Tensor, Tensor]]
-"""Number of a batch to inputs x (rows, tokens, k) and what the map should make of them, y (rows, tokens, d)."""
+Pair = Callable[[int], tuple[Tensor, Tensor, Tensor | None]]
+"""Number of a batch to inputs x (rows, tokens, k), what the map should make of them, y (rows, tokens, d), and how much
+each token counts (rows, tokens); None where all count alike."""
 
 
-def moments_of(batches: Sequence[Batch], held_out: int, pair: Pair, start: Tensor) -> tuple[Moments, Moments]:
+def moments_of(
+    batches: Sequence[Batch], held_out: int, pair: Pair, start: Tensor, by_modality: Mapping[str, float] | None
+) -> tuple[Moments, Moments]:
     """Moments of the rows to fit to, and of those that decide whether the fit is any good.
 
     Args:
@@ -21,15 +24,24 @@ def moments_of(batches: Sequence[Batch], held_out: int, pair: Pair, start: Tenso
         held_out: from which one on they decide.
         pair: inputs and targets of each.
         start: the map as it is, (d, k) or, with a bias as its last column, (d, k + 1).
+        by_modality: how much "image", "prompt" and "answer" tokens count, 1 where not named; None is all alike.
     """
     moments = [Moments.zeros(start.shape[1], start.shape[0], start.device) for _ in range(2)]
     for number, batch in enumerate(batches):
-        x, y = pair(number)
+        x, y, weights = pair(number)
         if x.shape[-1] < start.shape[1]:
             x = torch.cat([x, x.new_ones(*x.shape[:-1], 1)], dim=-1)
+        counts = _counts(batch, by_modality).to(x.device)
+        counts = counts if weights is None else counts * weights.to(counts)
         here = (batch.modality != Modality.PADDING).to(x.device)
-        moments[number >= held_out].add(x[here], y.to(x.device)[here])
+        moments[number >= held_out].add(x[here], y.to(x.device)[here], counts[here])
     return moments[0], moments[1]
+
+
+def _counts(batch: Batch, by_modality: Mapping[str, float] | None) -> Tensor:
+    """How much each token counts by what it is: fp32 (rows, tokens)."""
+    each = [(by_modality or {}).get(modality.name.lower(), 1.0) for modality in Modality]
+    return torch.tensor(each, device=batch.modality.device)[batch.modality.long()]
 
 
 def with_bias(module: nn.Linear) -> Tensor:

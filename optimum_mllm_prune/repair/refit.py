@@ -28,6 +28,7 @@ from .stream import share_in_stream
 BATCH_SIZE = 8
 # One row in so many is not fitted to: it decides how much a map may change, and whether the repair is kept.
 HELD_OUT = 4
+TINY = torch.finfo(torch.float32).tiny
 LEAST_SQUARES, LINEAR_MAP = "least-squares", "linear-map"
 
 
@@ -101,6 +102,7 @@ class _Walks:
         self.theirs = Walk(original, original.get_submodule(backbone.layers_prefix), self.made)
         self.ours = Walk(pruned, pruned.get_submodule(backbone.layers_prefix), self.made)
         self.judge = Judge(pruned, held_out)
+        self.by_modality = config_of(plan).modality_weights
         self.refits: list[Refit] = []
         self.notes: list[str] = []
         self._replaced: list[tuple[nn.Linear, nn.Parameter, nn.Parameter | None]] = []
@@ -146,7 +148,7 @@ class _Walks:
             return
         start = with_bias(map)
         unchanged = torch.eye(map.out_features).to(start) if folded else start
-        fit, held_out = moments_of(self.made, self.first_held_out, pair, unchanged)
+        fit, held_out = moments_of(self.made, self.first_held_out, pair, unchanged, self.by_modality)
         old, put = (map, map.weight, map.bias), partial(_put, map, start if folded else None)
         ridge = best_ridge(fit, held_out, unchanged)
         before = error = held_out.error(unchanged)
@@ -163,23 +165,25 @@ class _Walks:
         self.refits.append(Refit(own, before, error, ridge))
 
     def _to_map(self, map: nn.Linear, target: nn.Linear) -> Pair:
-        return lambda number: (self.ours.see(number, map, input_of), self.theirs.see(number, target, output_of))
+        return lambda number: (self.ours.see(number, map, input_of), self.theirs.see(number, target, output_of), None)
 
     def _to_stream(self, map: nn.Linear, after: int, share: float, folded: bool) -> Pair:
         """What the map should give so that the stream is as before the original's layer `after`."""
         while self.theirs.layer < after:
             self.theirs.advance()
 
-        def pair(number: int) -> tuple[Tensor, Tensor]:
+        def pair(number: int) -> tuple[Tensor, Tensor, Tensor]:
             entering, given, leaving = self.ours.through(number, map)
-            wanted = self.theirs.stream(number).to(leaving.device)
-            return given if folded else entering, given.float() + (wanted.float() - leaving.float()) / share
+            wanted = self.theirs.stream(number).to(leaving.device).float()
+            y = given.float() + (wanted - leaving.float()) / share
+            # Layers look at the stream through a norm: what counts is the error as a share of its size.
+            return given if folded else entering, y, 1 / wanted.square().mean(dim=-1).clamp(min=TINY)
 
         return pair
 
     def _by_token(self, pair: Pair) -> bool:
         """Whether inputs and targets are one for each token: an expert sees some of them only."""
-        x, y = pair(0)
+        x, y, _ = pair(0)
         shape = self.made[0].modality.shape
         return x.shape[:2] == shape and y.shape[:2] == shape
 

@@ -198,8 +198,8 @@ class TestNames:
              "taylor_mixed, taylor_second, wanda."),
             (("--importance", "block_influence"),
              "importance 'block_influence' does not score what method 'width' removes: use one of taylor, "
-             "taylor_second, taylor_mixed, taylor_group, activation, wanda, fluctuation, reconstruction, magnitude_l1, "
-             "magnitude_l2, random."),
+             "taylor_second, taylor_mixed, taylor_group, activation, wanda, fluctuation, reconstruction, "
+             "magnitude_l1, magnitude_l2, random."),
             (("--num-layers", "2", "--importance", "taylor"),
              "importance 'taylor' does not score what method 'layer' removes: use one of block_influence, angular, "
              "loss, merge, magnitude, random."),

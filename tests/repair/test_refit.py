@@ -120,7 +120,9 @@ def test_before_removed_layers_the_stream_after_them_is_the_target(method):
         batch = make_batch(made.processor, [row])
         given, leaving = seen(cut, ours.mlp.down_proj, batch, False), seen(cut, ours, batch, False)
         x = seen(cut, ours.mlp.down_proj, batch, True) if method == "least-squares" else given
-        pairs.append((x, seen(made.model, theirs, batch, False) - (leaving - given)))
+        wanted = seen(made.model, theirs, batch, False)
+        size = wanted.square().mean(dim=-1, keepdim=True).sqrt()
+        pairs.append((x / size, (wanted - (leaving - given)) / size))
     held = pairs[3::HELD_OUT]
     fit = [pair for place, pair in enumerate(pairs) if place % HELD_OUT != 3]
     weight = ours.mlp.down_proj.weight.double()
