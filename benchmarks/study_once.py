@@ -7,7 +7,7 @@ from itertools import combinations
 from typing import Any
 
 import torch
-from study_runs import Settings, data, original, pruned
+from study_runs import THE_PAPERS, Settings, data, original, pruned
 
 from optimum_mllm_prune import MLLMPruner, PruningConfig, PruningPlan
 from optimum_mllm_prune.calibration.encoding import conversation_of, encode
@@ -36,7 +36,9 @@ def stability(settings: Settings) -> list[dict[str, Any]]:
         for samples in STABILITY_SAMPLES:
             made = []
             for seed in range(5):
-                config = PruningConfig(method=method, ratio=0.3, seed=seed, num_samples=samples)
+                config = PruningConfig(
+                    method=method, importance=THE_PAPERS[method], ratio=0.3, seed=seed, num_samples=samples
+                )
                 plan = pruner.plan(config, rows)
                 made.append((pruner.scores.tensors, plan))
             kinds = ["layers"] if method == "layer" else ["heads", "channels"]

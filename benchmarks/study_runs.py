@@ -29,6 +29,7 @@ from optimum_mllm_prune.recovery.trainer import RecoveryTrainer
 
 MODEL = Path(__file__).parents[1] / "examples" / "digit_scenes" / "llava"
 METHODS = ("layer", "width")
+THE_PAPERS = {"layer": "block_influence", "width": "taylor"}
 RATIOS = (0.15, 0.3, 0.45, 0.6)
 SHARES = (0.05, 0.1, 0.2)
 CORE = ("none", "sft", "sft+hidden", "projector")
@@ -135,7 +136,10 @@ def pruned(settings: Settings, method: str, ratio: float, seed: int) -> tuple[Pr
     if method == "width":
         one_layer = pruner.plan(PruningConfig(num_layers=1, importance="magnitude")).ratio["achieved"]
         ratio = round(ratio / one_layer) * one_layer
-    plan = pruner.plan(PruningConfig(method=method, ratio=ratio, seed=seed), data(settings, seed)["train"])
+    plan = pruner.plan(
+        PruningConfig(method=method, importance=THE_PAPERS[method], ratio=ratio, seed=seed),
+        data(settings, seed)["train"],
+    )
     return pruner.prune(plan), plan
 
 

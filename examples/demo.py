@@ -29,11 +29,12 @@ ORIGINAL = HERE / "llava"
 # Lies in every folder that this script has made, which it may then empty.
 MARK = "made_by_demo.txt"
 RUNS = {
+    "width": ["--method", "width"],
+    "width, not repaired": ["--method", "width", "--repair", "none"],
     "width, taylor": ["--method", "width", "--importance", "taylor"],
     "width, taylor, not repaired": ["--method", "width", "--importance", "taylor", "--repair", "none"],
-    "width, taylor, MLP alone": ["--method", "width", "--importance", "taylor", "--head-share", "0"],
-    "width, random": ["--method", "width", "--importance", "random"],
-    "layers, block influence": ["--method", "layer", "--importance", "block_influence"],
+    "layers": ["--method", "layer"],
+    "layers, not repaired": ["--method", "layer", "--repair", "none"],
 }
 
 
@@ -123,7 +124,7 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path, help="folder for data and checkpoints; one of an earlier run is emptied")
-    parser.add_argument("--ratio", type=float, default=0.3, help="share of the backbone to remove (default 0.3)")
+    parser.add_argument("--ratio", type=float, default=0.45, help="share of the backbone to remove (default 0.45)")
     parser.add_argument("--test-rows", type=int, default=800, help="held-out rows to answer (default 800)")
     parser.add_argument(
         "--runs", nargs="+", choices=RUNS, default=list(RUNS), help="which ways to prune (default all)"

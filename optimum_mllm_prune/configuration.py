@@ -42,8 +42,8 @@ class PruningConfig(BaseConfig):
         target_params: parameters of the whole model after pruning, instead of a ratio.
         layer_share: of method "mixed": the share, in (0, 1), of what goes that whole layers give; the rest comes from
             the width of those that stay.
-        importance: name of the metric; by default "taylor" for width and "block_influence" for layers. Of method
-            "mixed" it scores heads and channels, and layers are scored in the same passes.
+        importance: name of the metric; by default "reconstruction" for width and "block_influence" for layers. Of
+            method "mixed" it scores heads and channels, and layers are scored in the same passes.
         num_samples: calibration rows; by default what the metric needs (10 or 50, as in the paper).
         batch_size: calibration rows a forward pass; by default all of them for "taylor", whose score is the gradient
             of the mean loss, always one for "taylor_second" and "taylor_mixed", which square each row's own gradient,

@@ -54,9 +54,9 @@ def reason_of(**values):
 @pytest.mark.parametrize(
     ("given", "method", "ratio", "importance"),
     [
-        ({}, "width", DEFAULT_RATIO, "taylor"),
-        ({"ratio": 0.3}, "width", 0.3, "taylor"),
-        ({"target_params": 5_000_000_000}, "width", None, "taylor"),
+        ({}, "width", DEFAULT_RATIO, "reconstruction"),
+        ({"ratio": 0.3}, "width", 0.3, "reconstruction"),
+        ({"target_params": 5_000_000_000}, "width", None, "reconstruction"),
         ({"num_layers": 5}, "layer", None, "block_influence"),
         ({"method": "layer"}, "layer", DEFAULT_RATIO, "block_influence"),
         ({"method": "layer", "target_params": 5}, "layer", None, "block_influence"),

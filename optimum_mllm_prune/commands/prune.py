@@ -127,8 +127,8 @@ def _add_importance(parser: ArgumentParser) -> None:
     group = parser.add_argument_group("importance and calibration")
     group.add_argument(
         "--importance",
-        help="width: taylor (default), taylor_second, taylor_mixed, taylor_group, activation, wanda, fluctuation, "
-        "reconstruction, magnitude_l1, magnitude_l2, random; layer: block_influence (default), angular, loss, merge, "
+        help="width: reconstruction (default), taylor, taylor_second, taylor_mixed, taylor_group, activation, wanda, "
+        "fluctuation, magnitude_l1, magnitude_l2, random; layer: block_influence (default), angular, loss, merge, "
         "magnitude, random",
     )
     add_flag(

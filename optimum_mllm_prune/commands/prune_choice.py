@@ -5,7 +5,6 @@ from __future__ import annotations
 from argparse import Namespace
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,9 @@ from transformers import PreTrainedConfig
 from ..backbone import Backbone, Sizes, model_class_of
 from ..backbone.text_config import text_config
 from ..calibration.rows import open_rows
-from ..configuration import AUTO, PruningConfig
+from ..configuration import PruningConfig
 from ..errors import UserInputError
+from ..planning import PruningPlan
 from ..planning.budget import budget_of
 from ..planning.byte_sizes import parse_size
 from ..planning.fitting import ratio_for_bytes, ratio_that_fits
@@ -43,6 +43,10 @@ class Choice:
     advice: Advice | None = None
     meets: Callable[[Sizes, int], bool] | None = None
 
+    def met(self, plan: PruningPlan, backbone: Backbone) -> bool:
+        """Whether a plan is as small as was asked for in bytes, if it was."""
+        return self.meets is None or self.meets(plan.sizes(backbone), plan.parameters["after"])
+
     def check(self, sizes: Sizes, parameters: int) -> None:
         """Raise UserInputError where a plan is larger than what was asked for in bytes."""
         if self.meets is not None and not self.meets(sizes, parameters):
@@ -67,8 +71,6 @@ def choose(args: Namespace, model_config: PreTrainedConfig, make: Make) -> Choic
     asked = _asks_guide(args)
     if wanted is None and not asked:
         return Choice(make())
-    if wanted is not None:
-        make = _by_rule(args, make)
     backbone = Backbone(model_class_of(model_config), model_config, args.head_unit)
     config = _sized(backbone, make, wanted, args.method)
     if args.search and config.method == "layer":
@@ -129,15 +131,6 @@ def _dtype(args: Namespace, model_config: PreTrainedConfig) -> torch.dtype:
     saved = model_config.dtype or text_config(model_config).dtype or torch.float32
     named = saved if args.dtype == "auto" else args.dtype
     return getattr(torch, named) if isinstance(named, str) else named
-
-
-def _by_rule(args: Namespace, make: Make) -> Make:
-    """A ratio that meets a size in bytes is worked out before anything is scored: errors cannot decide its split."""
-    if args.head_share == AUTO:
-        raise UserInputError(
-            "--head-share auto is decided by calibration, a size in bytes before it: give a number, or a --ratio."
-        )
-    return make if args.head_share is not None or args.search else partial(make, head_share=1.0)
 
 
 def _asks_guide(args: Namespace) -> bool:

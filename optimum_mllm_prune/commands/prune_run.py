@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig
 
 from ..backbone import Backbone, model_class_of
 from ..checkpoint import atomic_folder, check_output, upload, write_plan
-from ..configuration import PruningConfig
+from ..configuration import AUTO, PruningConfig
 from ..errors import note_kept
 from ..importance import SCORES_NAME, Scores
 from ..importance.registry import metric_of
@@ -28,6 +28,10 @@ from .prune_rows import DrawnRows, drawn_rows
 from .prune_search import keep, searched
 from .prune_stages import check_evaluation, evaluate_output, goes_on, is_made
 from .summary import advice_text, plan_table, repair_text, report_table
+
+
+# How much more is tried at a time where the split between heads and MLP leaves too much.
+_MORE = 0.005
 
 
 def run(args: Namespace) -> None:
@@ -106,12 +110,18 @@ def _make(task: _Task) -> None:
 def _plan(pruner: MLLMPruner, task: _Task, rows: DrawnRows) -> PruningPlan:
     if task.plan:
         return pruner.check(task.plan, task.scores)
-    config = task.choice.config
+    choice, config = task.choice, task.choice.config
     # Between steps there are repairs, which may want more rows than the scoring.
-    plan = pruner.plan(
-        config, (rows.repair or rows.calibration) if config.steps > 1 else rows.calibration, task.scores
-    )
-    task.choice.check(plan.sizes(pruner.backbone(task.choice.config.head_unit)), plan.parameters["after"])
+    most = rows.repair or rows.calibration
+    plan = pruner.plan(config, most if config.steps > 1 else rows.calibration, task.scores)
+    backbone = pruner.backbone(config.head_unit)
+    # The ratio that meets a size in bytes was found for an even split; errors may split it otherwise.
+    while config.head_share == AUTO and config.steps == 1 and config.ratio and not choice.met(plan, backbone):
+        config.ratio = round(config.ratio + _MORE, 6)
+        if config.ratio >= 1:
+            break
+        plan = pruner.plan(config, scores=pruner.scores)
+    choice.check(plan.sizes(backbone), plan.parameters["after"])
     return plan
 
 

@@ -34,7 +34,7 @@ class Reconstruction(Observer):
             grams: dict[tuple[str, int], Tensor] = {}
             sites = self._sites(layer)
             readers = [self.subject.model.get_submodule(site.reader_module) for _, _, site in sites]
-            adds = [partial(_add, grams, real, (kind, index)) for kind, index, _ in sites]
+            adds = [partial(_add, grams, real, (kind, index), site.layer) for kind, index, site in sites]
             walk.advance(dict(zip(readers, adds, strict=True)))
             for kind, index, site in sites:
                 weight = self.subject.model.get_parameter(site.reader.tensor).detach()
@@ -54,8 +54,11 @@ class Reconstruction(Observer):
         ]
 
 
-def _add(grams: dict, real: Sequence[Tensor], key: tuple[str, int], number: int, states: Tensor) -> None:
-    states, here = by_sample(states, real[number])
+def _add(
+    grams: dict, real: Sequence[Tensor], key: tuple[str, int], layer: int | None, number: int, states: Tensor
+) -> None:
+    # Blocks outside the decoder see image features only.
+    states, here = by_sample(states, None if layer is None else real[number])
     x = states[here]
     if key not in grams:
         grams[key] = torch.zeros(x.shape[1], x.shape[1], dtype=torch.float64, device=x.device)

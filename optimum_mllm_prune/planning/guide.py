@@ -5,6 +5,7 @@ Huang et al., arXiv 2507.20749 and 2604.24380. What is advised can be overridden
 
 from dataclasses import dataclass
 
+from ..configuration import AUTO
 from ..errors import UserInputError
 from ..importance.registry import default_metric
 from .retention import (
@@ -40,7 +41,7 @@ class Advice:
     Attributes:
         method: "layer" or "width".
         importance: name of the metric.
-        head_share: how fast heads go compared with MLP channels (width); None for layers.
+        head_share: how heads and MLP channels share what goes by width ("auto"); None for layers.
         recovery: what to train: "none", "projector" or "lora".
         loss: to train with; None where nothing is trained.
         learning_rate: the same.
@@ -52,7 +53,7 @@ class Advice:
 
     method: str
     importance: str
-    head_share: float | None
+    head_share: str | None
     recovery: str
     loss: str | None
     learning_rate: float | None
@@ -81,7 +82,7 @@ def advise(ratio: float, recover: str = "none", rows: int | None = None) -> Advi
     return Advice(
         method=method,
         importance=default_metric(method),
-        head_share=1.0 if method == "width" else None,
+        head_share=AUTO if method == "width" else None,
         recovery=recovery,
         loss="sft+hidden" if trains else None,
         learning_rate=LEARNING_RATE if trains else None,

@@ -300,8 +300,8 @@ def test_a_layer_that_does_nothing_has_no_influence():
     torch.testing.assert_close(influence.scores()["layers"], torch.tensor([0.0, 2.0]))
 
 
-def test_the_papers_metrics_are_the_defaults():
-    assert (default_metric("layer"), default_metric("width")) == ("block_influence", "taylor")
+def test_the_defaults_and_the_papers_numbers_of_rows():
+    assert (default_metric("layer"), default_metric("width")) == ("block_influence", "reconstruction")
     assert METRICS["taylor"]["width"].samples == 10
     assert METRICS["block_influence"]["layer"].samples == 50
 
