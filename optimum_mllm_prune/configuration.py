@@ -10,7 +10,7 @@ from .json_types import fits, in_words
 from .version import __version__
 
 
-METHODS = ("auto", "layer", "width", "mixed")
+METHODS = ("auto", "layer", "width", "mixed", "hidden")
 REPAIRS = ("auto", "none", "least-squares")
 HEAD_UNITS = ("auto", "group", "query")
 DEFAULT_RATIO = 0.15
@@ -22,15 +22,17 @@ class PruningConfig(BaseConfig):
 
     Args:
         method: "layer" removes whole decoder layers, "width" removes attention heads and MLP channels from every
-            layer, "mixed" does both, "auto" is "layer" when `num_layers` is given and "width" otherwise (the paper's
-            choice when there is no training budget).
+            layer, "mixed" does both, "hidden" removes dimensions of the residual stream (`hidden_size`), the same in
+            all layers, embeddings, head and projector; "auto" is "layer" when `num_layers` is given and "width"
+            otherwise (the paper's choice when there is no training budget).
         ratio: share of the language backbone's parameters to remove, in (0, 1); embeddings and head count as
             backbone. 0.15 when no size is given at all.
         num_layers: number of decoder layers to remove instead of a ratio (method "layer").
         target_params: parameters of the whole model after pruning, instead of a ratio.
         layer_share: of method "mixed": the share, in (0, 1), of what goes that whole layers give; the rest comes from
             the width of those that stay.
-        importance: name of the metric; by default "taylor" for width and "block_influence" for layers. Of method
+        importance: name of the metric; by default "taylor" for width, "block_influence" for layers and "activation"
+            for hidden. Of method
             "mixed" it scores heads and channels, and layers are scored in the same passes.
         num_samples: calibration rows; by default what the metric needs (10 or 50, as in the paper).
         batch_size: calibration rows a forward pass; by default all of them for "taylor", whose score is the gradient
@@ -45,7 +47,7 @@ class PruningConfig(BaseConfig):
             class rejects the head count (Llama as Mistral).
         repair: "least-squares" refits in closed form the linear maps that read heads and channels, so that they give
             what the original's give; "none" leaves them as they were cut; "auto" refits where there are calibration
-            rows and width goes.
+            rows and heads or channels go.
         repair_samples: rows to refit on, of the same data.
         protected_layers: decoder layers that must stay (methods "layer" and "mixed").
         gradient_checkpointing: recompute activations in gradient metrics: less memory, more time.
@@ -123,6 +125,11 @@ class PruningConfig(BaseConfig):
             self.method = "layer" if self.num_layers is not None else "width"
         if self.method != "layer" and self.num_layers is not None:
             raise UserInputError("num_layers removes whole layers: use it with method 'layer', or give a ratio.")
+        if self.method == "hidden" and self.repair == "least-squares":
+            raise UserInputError(
+                "repair 'least-squares' refits maps to what the original's give, and method 'hidden' leaves them "
+                "fewer outputs: use repair 'none'."
+            )
         if self.importance is None:
             self.importance = default_metric(self.method)
         _one_of("importance", self.importance, sorted(METRICS))

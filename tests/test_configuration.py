@@ -54,6 +54,7 @@ def reason_of(**values):
         ({"method": "layer", "target_params": 5}, "layer", None, "block_influence"),
         ({"method": "width", "importance": "random"}, "width", DEFAULT_RATIO, "random"),
         ({"num_layers": 5, "importance": "random"}, "layer", None, "random"),
+        ({"method": "hidden"}, "hidden", DEFAULT_RATIO, "activation"),
     ],
 )
 def test_what_is_not_said_follows(given, method, ratio, importance):
@@ -93,7 +94,7 @@ def test_shares_of_layers_that_are_none(share):
     )
 
 
-@pytest.mark.parametrize("method", ["width", "mixed"])
+@pytest.mark.parametrize("method", ["width", "mixed", "hidden"])
 def test_layers_by_width(method):
     assert reason_of(method=method, num_layers=5) == (
         "num_layers removes whole layers: use it with method 'layer', or give a ratio."
@@ -103,7 +104,7 @@ def test_layers_by_width(method):
 @pytest.mark.parametrize(
     ("key", "value", "allowed"),
     [
-        ("method", "depth", "auto, layer, width, mixed"),
+        ("method", "depth", "auto, layer, width, mixed, hidden"),
         ("head_unit", "head", "auto, group, query"),
         ("importance", "tailor", METRICS),
     ],
@@ -124,6 +125,22 @@ def test_a_metric_of_width_for_layers(metric):
     assert reason_of(num_layers=2, importance=metric) == (
         f"importance '{metric}' does not score what method 'layer' removes: "
         "use one of block_influence, magnitude, random."
+    )
+
+
+@pytest.mark.parametrize("metric", ["taylor", "wanda", "magnitude_l1", "block_influence", "magnitude"])
+def test_another_metric_for_the_hidden_size(metric):
+    assert reason_of(method="hidden", importance=metric) == (
+        f"importance '{metric}' does not score what method 'hidden' removes: "
+        "use one of activation, magnitude_l2, random."
+    )
+
+
+def test_a_repair_of_the_hidden_size():
+    assert PruningConfig(method="hidden").repair == "auto"
+    assert reason_of(method="hidden", repair="least-squares") == (
+        "repair 'least-squares' refits maps to what the original's give, and method 'hidden' leaves them fewer "
+        "outputs: use repair 'none'."
     )
 
 

@@ -7,6 +7,7 @@ from typing import Literal
 
 from .activation import Activation, Wanda
 from .block_influence import BlockInfluence
+from .hidden import HiddenActivation, HiddenMagnitude, RandomHidden
 from .observer import Observer, Subject
 from .taylor import Taylor, TaylorGroup
 from .weights import LayerMagnitude, RandomLayers, RandomUnits, UnitMagnitude
@@ -38,11 +39,18 @@ METRICS: dict[str, dict[str, Metric]] = {
     "magnitude": {"layer": Metric("weights", LayerMagnitude)},
     "taylor": {"width": Metric("backward", Taylor, 10, one_batch=True)},
     "taylor_group": {"width": Metric("backward", TaylorGroup, 10)},
-    "activation": {"width": Metric("forward", Activation, 50)},
+    "activation": {"width": Metric("forward", Activation, 50), "hidden": Metric("forward", HiddenActivation, 50)},
     "wanda": {"width": Metric("forward", Wanda, 50)},
     "magnitude_l1": {"width": Metric("weights", partial(UnitMagnitude, norm="l1"))},
-    "magnitude_l2": {"width": Metric("weights", partial(UnitMagnitude, norm="l2"))},
-    "random": {"layer": Metric("weights", RandomLayers), "width": Metric("weights", RandomUnits)},
+    "magnitude_l2": {
+        "width": Metric("weights", partial(UnitMagnitude, norm="l2")),
+        "hidden": Metric("weights", HiddenMagnitude),
+    },
+    "random": {
+        "layer": Metric("weights", RandomLayers),
+        "width": Metric("weights", RandomUnits),
+        "hidden": Metric("weights", RandomHidden),
+    },
 }
 
 # The other method's metric that the same passes give for nothing, so that one file of scores serves both methods.
@@ -54,7 +62,7 @@ COMPANIONS: dict[str, dict[Needs, str]] = {
 
 def scored_as(method: str) -> str:
     """The method whose metrics are chosen from: of "mixed" that is "width", its layers take the companion."""
-    return "layer" if method == "layer" else "width"
+    return method if method in ("layer", "hidden") else "width"
 
 
 def metrics_for(method: str) -> list[str]:
@@ -68,11 +76,17 @@ def metric_of(name: str, method: str) -> Metric:
 
 
 def default_metric(method: str) -> str:
-    """The metric the paper uses for `method`."""
-    return {"layer": "block_influence", "width": "taylor"}[scored_as(method)]
+    """The metric the paper uses for `method`; of "hidden", which it has not, that of Minitron."""
+    return {"layer": "block_influence", "width": "taylor", "hidden": "activation"}[scored_as(method)]
 
 
-def companion(method: str, name: str) -> str:
-    """Metric for the method that is not `method`, scored in the same passes as `name`."""
-    other = "width" if method == "layer" else "layer"
+def companion(method: str, name: str, other: str | None = None) -> str:
+    """Metric for the method `other`, scored in the same passes as `name`; by default the one of layer and width that
+    `method` is not."""
+    other = other or ("width" if method == "layer" else "layer")
     return "random" if name == "random" else COMPANIONS[other][METRICS[name][method].needs]
+
+
+def companions(method: str, name: str) -> dict[str, str]:
+    """Methods beside `method` to their metrics, which the passes of `name` give for nothing."""
+    return {other: companion(method, name, other) for other in COMPANIONS if other != method}

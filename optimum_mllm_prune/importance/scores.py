@@ -23,8 +23,9 @@ class Scores:
     Attributes:
         tensors: fp32 "layers" (layers,), "heads" (layers, units) and "channels" (layers, intermediate_size); a layer
             without such a block has NaN. Blocks outside the decoder, where there are any: "heads_outside" and
-            "channels_outside" (blocks, units).
-        metrics: "layer" and "width" to the name of the metric that scored them.
+            "channels_outside" (blocks, units). Of method "hidden" also "hidden" (hidden_size,), and "projector"
+            (blocks, hidden_size) where a projector's inner width is the hidden size as well.
+        metrics: "layer", "width" and, where scored, "hidden" to the name of the metric that scored them.
         model: fingerprint of the architecture that was scored.
         left_out: kinds of units ("heads", "channels") that could not be scored, with the reason.
     """

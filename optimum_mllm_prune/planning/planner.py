@@ -15,6 +15,7 @@ from ..errors import UserInputError
 from ..importance import Scores
 from ..importance.registry import scored_as
 from .budget import Budget, budget_of, layers_to_remove, removed_with, width_sizes
+from .hidden import hidden_sizes, removed_hidden
 from .plan import PruningPlan
 from .selection import layer_order, weakest
 
@@ -50,6 +51,8 @@ def account(backbone: Backbone, config: PruningConfig, layer_scores: torch.Tenso
         UserInputError: the wish cannot be met.
     """
     budget = budget_of(backbone, config)
+    if config.method == "hidden":
+        return _accounted(backbone, *hidden_sizes(backbone, budget), round(budget.ratio, 6))
     sizes, notes = Sizes(tuple(range(backbone.num_layers))), []
     if config.method != "width":
         by_layers = budget if config.method == "layer" else budget.part(config.layer_share)
@@ -61,7 +64,7 @@ def account(backbone: Backbone, config: PruningConfig, layer_scores: torch.Tenso
         with _said_of(f"by width, after {len(removed)} whole layers" if config.method == "mixed" else None):
             sizes, more = width_sizes(backbone, config, left, sizes.kept_layers)
         notes += more
-    return _accounted(backbone, sizes, round(budget.ratio, 6), notes)
+    return _accounted(backbone, sizes, notes, round(budget.ratio, 6))
 
 
 @contextmanager
@@ -75,7 +78,7 @@ def _said_of(part: str | None) -> Iterator[None]:
         raise UserInputError(f"{part}: {error}") from error
 
 
-def _accounted(backbone: Backbone, sizes: Sizes, requested: float, notes: list[str]) -> Account:
+def _accounted(backbone: Backbone, sizes: Sizes, notes: list[str], requested: float) -> Account:
     try:
         built = backbone.built(sizes)
     except NotExpressibleError as error:
@@ -101,7 +104,7 @@ def checked(plan: PruningPlan, backbone: Backbone) -> PruningPlan:
     Raises:
         UserInputError: it does not fit the model.
     """
-    made = _accounted(backbone, plan.sizes(backbone), plan.ratio.get("requested", 0.0), plan.notes)
+    made = _accounted(backbone, plan.sizes(backbone), plan.notes, plan.ratio.get("requested", 0.0))
     if made.parameters == plan.parameters and made.ratio == plan.ratio:
         return plan
     notes = ["edited by hand: sizes worked out anew"]
@@ -123,7 +126,9 @@ def make_plan(backbone: Backbone, config: PruningConfig, scores: Scores) -> Prun
             f"not '{config.importance}': name that importance or calibrate again."
         )
     backbone = backbone.without(scores.left_out)
-    made = account(backbone, config, None if config.method == "width" else scores.of_layers(backbone.num_layers))
+    by_layer = scores.of_layers(backbone.num_layers) if config.method in ("layer", "mixed") else None
+    made = account(backbone, config, by_layer)
+    dimensions, inner = _removed_hidden(backbone, scores, made.sizes.hidden)
     return PruningPlan(
         method=config.method,
         importance=config.importance,
@@ -140,6 +145,8 @@ def make_plan(backbone: Backbone, config: PruningConfig, scores: Scores) -> Prun
         notes=made.notes,
         scores=scores.fingerprint,
         config=config.to_dict(),
+        removed_hidden=dimensions,
+        removed_projector=inner,
     )
 
 
@@ -170,6 +177,10 @@ def _removed_units(backbone: Backbone, scores: Scores, kind: str, kept: int | No
     sets = group.stride
     removed = weakest(scores.of(group), group.units - kept, sets)
     return {site.prefix: units for site, units in zip(group.sites, removed, strict=True)}
+
+
+def _removed_hidden(backbone: Backbone, scores: Scores, kept: int | None) -> tuple[list[int], dict[str, list[int]]]:
+    return ([], {}) if kept is None else removed_hidden(backbone.hidden, scores, kept)
 
 
 def _head_unit(backbone: Backbone, sizes: Sizes) -> str:

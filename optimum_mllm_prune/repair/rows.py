@@ -12,8 +12,8 @@ from ..planning import PruningPlan
 
 
 def repairs(config: PruningConfig) -> bool:
-    """Whether a config asks for a repair where there are rows: without width that goes, it gained nothing."""
-    return config.repair == "least-squares" or (config.repair == "auto" and config.method != "layer")
+    """Whether a config asks for a repair where there are rows: where no heads or channels go, it gains nothing."""
+    return config.repair == "least-squares" or (config.repair == "auto" and config.method in ("width", "mixed"))
 
 
 def rows_to_repair(plan: PruningPlan, processor: ProcessorMixin | None, dataset: Any) -> Sequence[Any] | None:

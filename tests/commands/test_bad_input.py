@@ -188,7 +188,7 @@ class TestNames:
     @pytest.mark.parametrize(
         ("words", "line"),
         [
-            (("--method", "depth"), "unknown method 'depth': use one of auto, layer, width, mixed."),
+            (("--method", "depth"), "unknown method 'depth': use one of auto, layer, width, mixed, hidden."),
             (("--importance", "gradient"),
              "unknown importance 'gradient': use one of activation, block_influence, magnitude, magnitude_l1, "
              "magnitude_l2, random, taylor, taylor_group, wanda."),

@@ -15,7 +15,8 @@ from optimum_mllm_prune.importance.registry import default_metric, metrics_for
 from optimum_mllm_prune.importance.taylor import Taylor
 
 
-PAIRS = [(method, name) for name, methods in METRICS.items() for method in methods]
+# Those of method "hidden" are in test_hidden.py.
+PAIRS = [(method, name) for name, methods in METRICS.items() for method in methods if method != "hidden"]
 SCORED = [pair for pair in PAIRS if pair[1] != "random"]
 CALIBRATED = [pair for pair in PAIRS if METRICS[pair[1]][pair[0]].needs != "weights"]
 GRADIENTS = [name for method, name in PAIRS if METRICS[name][method].needs == "backward"]
@@ -278,6 +279,7 @@ def test_a_layer_that_does_nothing_has_no_influence():
 
 def test_the_papers_metrics_are_the_defaults():
     assert (default_metric("layer"), default_metric("width")) == ("block_influence", "taylor")
+    assert default_metric("hidden") == "activation"
     assert METRICS["taylor"]["width"].samples == 10
     assert METRICS["block_influence"]["layer"].samples == 50
 

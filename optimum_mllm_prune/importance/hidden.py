@@ -1,0 +1,68 @@
+"""Scores of the residual stream's dimensions: one each, since they are the same in every layer.
+
+Where a projector's inner channels are sized by the same config key, these are scored beside them, as MLP channels are:
+the subject's groups are those, and as many of them go.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from .activation import Activation
+from .observer import Subject, by_sample
+from .weights import RandomUnits, UnitMagnitude
+
+
+class HiddenActivation(Activation):
+    """Size of a dimension at the outputs of the norms: mean of |x| over real tokens, L2 over calibration rows, summed
+    over the norms.
+
+    Source: Muralidharan et al., Minitron (arXiv 2407.14679), section 2.2, embedding channels.
+    """
+
+    def __init__(self, subject: Subject) -> None:
+        super().__init__(subject)
+        self.by_norm = torch.zeros(len(subject.hidden.norms), subject.hidden.size, dtype=torch.float64)
+
+    def attach(self) -> Sequence[RemovableHandle]:
+        """One hook a norm, and one a projector."""
+        norms = [self.subject.model.get_submodule(name) for name in self.subject.hidden.norms]
+        hooks = [norm.register_forward_hook(self._hook(index)) for index, norm in enumerate(norms)]
+        return [*hooks, *super().attach()]
+
+    def scores(self) -> dict[str, Tensor]:
+        """{"hidden": (hidden,)}, and "projector" (sites, units) where there is one."""
+        return {"hidden": self.by_norm.sqrt().sum(dim=0).float()} | super().scores()
+
+    def _hook(self, index: int) -> Callable[[nn.Module, Any, Tensor], None]:
+        def after(_: nn.Module, __: Any, output: Tensor) -> None:
+            states, real = by_sample(output, self.real)
+            means = (states.abs() * real.unsqueeze(-1)).sum(dim=1) / real.sum(dim=1, keepdim=True).clamp(min=1)
+            self.by_norm[index] += means.double().square().sum(dim=0).cpu()
+
+        return after
+
+
+class HiddenMagnitude(UnitMagnitude):
+    """L2 norm of all weights that belong to a dimension, whatever reads or writes it; a tied tensor counts once."""
+
+    def __init__(self, subject: Subject) -> None:
+        super().__init__(subject, "l2")
+
+    def scores(self) -> dict[str, Tensor]:
+        """{"hidden": (hidden,)}, and "projector" (sites, units) where there is one."""
+        distinct = {(id(self.subject.model.get_parameter(a.tensor)), a.dim): a for a in self.subject.hidden.axes}
+        squares = [self._along(axis).cpu() for axis in distinct.values()]
+        return {"hidden": torch.stack(squares).sum(dim=0).sqrt()} | super().scores()
+
+
+class RandomHidden(RandomUnits):
+    """Uniform random scores, from the seed."""
+
+    def scores(self) -> dict[str, Tensor]:
+        """{"hidden": (hidden,)}, and "projector" (sites, units) where there is one."""
+        generator = torch.Generator().manual_seed(self.subject.seed + 1)
+        return {"hidden": torch.rand(self.subject.hidden.size, generator=generator)} | super().scores()
