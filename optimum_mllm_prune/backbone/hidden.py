@@ -28,6 +28,8 @@ class Hidden:
             there is no such.
         fixed: text config keys that must be written down when the hidden size changes (`head_dim`).
         mirrors: where else in the config the hidden size stands, and must change with it.
+        final_norm: the norm before the head, where the model multiplies its token embeddings by a number that goes
+            with the hidden size; None where it does not.
     """
 
     size: int
@@ -36,6 +38,7 @@ class Hidden:
     projector: Group | None = None
     fixed: dict[str, int] = field(default_factory=dict)
     mirrors: tuple[Path, ...] = ()
+    final_norm: str | None = None
 
     def values(self, size: int) -> dict[str, int]:
         """What the text config says when `size` dimensions stay."""
@@ -71,10 +74,11 @@ def probe_hidden(ground: Ground, language: Collection[str]) -> Hidden:
             reasons.append(str(error))
             continue
         driven = _driven(ground.shapes, after, size, other)
-        _refuse_scales(ground, hidden, other)
+        scaled = _scales_embeddings(ground, hidden, other)
         stream, inner = _told_apart(ground.shapes, driven, language)
         norms = tuple(_norms(ground.shapes, stream))
-        return Hidden(size, tuple(stream), norms, _projector(size, inner), fixed, mirrors)
+        final = _final_norm(ground, norms, language) if scaled else None
+        return Hidden(size, tuple(stream), norms, _projector(size, inner), fixed, mirrors, final)
     raise NotExpressibleError(reasons[0])
 
 
@@ -155,16 +159,34 @@ def _driven(before: Shapes, after: Shapes, size: int, other: int) -> list[Axis]:
     return driven
 
 
-def _refuse_scales(ground: Ground, hidden: Hidden, other: int) -> None:
-    """A number that a module multiplies by and that goes with the hidden size would scale what is left."""
+def _scales_embeddings(ground: Ground, hidden: Hidden, other: int) -> bool:
+    """Whether a number that goes with the hidden size scales the token embeddings; their weights can make up for it.
+
+    Raises:
+        NotExpressibleError: such a number scales anything else.
+    """
     config = edited(ground.config, hidden.values(other), outer=hidden.beside(ground.config.to_dict(), other))
-    numbers, others = (_numbers(skeleton(ground.model_class, c)) for c in (ground.config, config))
-    for name, value in numbers.items():
-        if others.get(name) != value:
+    now, then = (skeleton(ground.model_class, c) for c in (ground.config, config))
+    embeddings = next(name for name, module in now.named_modules() if module is now.get_input_embeddings())
+    numbers, others = _numbers(now), _numbers(then)
+    found = [name for name, value in numbers.items() if others.get(name) != value]
+    for name in found:
+        if _parent(name) != embeddings:
             raise NotExpressibleError(
-                f"{name} is a number that goes with hidden_size ({value:g}, then {others.get(name, 0):g}), so what it "
-                "scales would change"
+                f"{name} is a number that goes with hidden_size ({numbers[name]:g}, then {others.get(name, 0):g}), so "
+                "what it scales would change"
             )
+    return bool(found)
+
+
+def _final_norm(ground: Ground, norms: tuple[str, ...], language: Collection[str]) -> str:
+    """The one norm of the language model behind its layers."""
+    found = [n for n in norms if f"{n}.weight" in language and not n.startswith(f"{ground.layers_prefix}.")]
+    if len(found) != 1:
+        raise NotExpressibleError(
+            "its token embeddings are scaled by hidden_size and no single norm is before its head"
+        )
+    return found[0]
 
 
 def _numbers(model: nn.Module) -> dict[str, float]:
@@ -181,20 +203,27 @@ def _told_apart(shapes: Shapes, driven: list[Axis], language: Collection[str]) -
     """The stream's axes, and by module the inner width of a projector of two maps, which goes by the same key.
 
     A map outside the language model whose two sides both go by the key reads units of another kind: those that the
-    other maps of its module write.
+    other maps of its module write. A bare parameter that stands alone gives the stream along its last side.
     """
     counts = {axis.tensor: sum(other.tensor == axis.tensor for other in driven) for axis in driven}
     inner: dict[str, Site] = {}
     for axis in driven:
         if counts[axis.tensor] > 1 and axis.tensor in language:
             raise NotExpressibleError(f"both sides of {axis.tensor} go by hidden_size, so what it holds is not known")
-        if axis.tensor not in language and axis.dim and len(shapes[axis.tensor]) > 1:
+        if axis.tensor not in language and axis.dim and not _is_written_by_itself(axis, shapes, driven):
             home = _parent(_parent(axis.tensor))
             if counts[axis.tensor] != 2 or len(shapes[axis.tensor]) != 2 or home in inner:
                 raise NotExpressibleError(f"what {axis.tensor} reads is not known")
             inner[home] = Site(home, None, _writers(shapes, driven, home, axis), axis)
     taken = {(axis.tensor, axis.dim) for site in inner.values() for axis in site.axes}
     return [axis for axis in driven if (axis.tensor, axis.dim) not in taken], inner
+
+
+def _is_written_by_itself(axis: Axis, shapes: Shapes, driven: list[Axis]) -> bool:
+    """Whether the last side of a parameter that is no module's weight is written: nothing else in its module is."""
+    home = _parent(axis.tensor) + "."
+    alone = sum(other.tensor.startswith(home) for other in driven) == 1
+    return alone and len(shapes[axis.tensor]) == axis.dim + 1 and not axis.tensor.endswith(".weight")
 
 
 def _writers(shapes: Shapes, driven: list[Axis], home: str, reader: Axis) -> tuple[Axis, ...]:

@@ -13,6 +13,9 @@ from .selection import weakest
 
 # Kernels read 16 bytes at a time, eight numbers of a 16-bit format; those of experts do not run otherwise.
 LEAST_MULTIPLE = 8
+SCALED = (
+    "token embeddings are multiplied so that they give what they gave, as the model scales them by its hidden size"
+)
 
 
 def hidden_sizes(backbone: Backbone, budget: Budget) -> tuple[Sizes, list[str]]:
@@ -33,7 +36,7 @@ def hidden_sizes(backbone: Backbone, budget: Budget) -> tuple[Sizes, list[str]]:
     note = (
         f"hidden size: {size} -> {kept} in all layers, embeddings, head and projector, rounded to a multiple of {step}"
     )
-    return _with(whole, kept), [note]
+    return _with(whole, kept), [note, *([SCALED] if backbone.hidden.final_norm else [])]
 
 
 def removed_hidden(hidden: Hidden, scores: Scores, kept: int) -> tuple[list[int], dict[str, list[int]]]:
@@ -59,7 +62,8 @@ def _with(whole: Sizes, hidden: int) -> Sizes:
 def _wanted(backbone: Backbone, whole: Sizes, budget: Budget, count: Callable) -> float:
     """The size that meets the budget on a straight line: parameters go by the hidden size but for a projector's."""
     size = backbone.hidden.size
-    now, fewer = count(backbone.built(whole)), _first(backbone, whole, range(size // 2, 0, -1))
+    now = backbone.parameters if budget.whole else backbone.backbone_parameters
+    fewer = _first(backbone, whole, range(size // 2, 0, -1))
     cost = (now - count(backbone.built(_with(whole, fewer)))) / (size - fewer)
     if budget.remove >= cost * size:
         raise UserInputError(

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..backbone import Hidden
+from ..backbone import Hidden, plain_tokens
 from ..calibration.engine import evaluating
 from ..errors import UserInputError, first_line
 from ..planning import PruningPlan
+from .scales import embedding_scale, restore_embedding_scale
 
 
 # Of the size of the logits. Rounding gives 1e-5 in float32 and 2e-2 in bfloat16 at most (measured on the models of the
@@ -25,39 +26,53 @@ _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
 _HALF_TOLERANCE = 5e-2
 
 
-@torch.no_grad()
-def expected_logits(
-    model: PreTrainedModel, fresh: PreTrainedModel, plan: PruningPlan, hidden: Hidden, tokens: Tensor
-) -> Tensor:
-    """Logits (1, tokens, vocabulary) of the original, its norms replaced by those of the pruned model.
+class Narrowing:
+    """What is asked of the original before its tensors are taken, and of the pruned model once it has them.
 
     Args:
         model: the original, with its weights.
-        fresh: the pruned architecture, still without weights; its norms get theirs.
-        plan: what is removed.
-        hidden: the residual stream of the original.
-        tokens: ids (1, tokens) of text.
+        hidden: its residual stream.
+
+    Raises:
+        NotExpressibleError: it has no four token embeddings to be checked on.
     """
-    kept = torch.tensor([i for i in range(hidden.size) if i not in set(plan.removed_hidden)])
-    with evaluating(model), _narrow_norms(model, fresh, hidden, kept):
-        return model(input_ids=tokens).logits.float().cpu()
 
+    def __init__(self, model: PreTrainedModel, hidden: Hidden) -> None:
+        self.hidden = hidden
+        self.tokens = plain_tokens(model)
+        self.scale = embedding_scale(model) if hidden.final_norm else None
+        self.expected: Tensor | None = None
 
-@torch.no_grad()
-def refuse_other_logits(pruned: PreTrainedModel, tokens: Tensor, expected: Tensor) -> None:
-    """Raise UserInputError where the pruned model computes something else, or nothing."""
-    try:
-        found = pruned(input_ids=tokens.to(pruned.device)).logits.float().cpu()
-    except RuntimeError as error:
-        raise UserInputError(
-            f"with this hidden size the model does not run ({first_line(error)}): ask for another ratio."
-        ) from error
-    difference = float((found - expected).norm() / expected.norm())
-    if not difference <= _TOLERANCE.get(pruned.dtype, _HALF_TOLERANCE):
-        raise UserInputError(
-            f"with a smaller hidden size this architecture computes something else (logits differ by {difference:.2g} "
-            "of their size): use method 'width' or 'layer'."
-        )
+    @torch.no_grad()
+    def foresee(self, model: PreTrainedModel, fresh: PreTrainedModel, plan: PruningPlan) -> None:
+        """Note the logits (1, 4, vocabulary) of the original, its norms replaced by those of the pruned model.
+
+        Args:
+            model: the original.
+            fresh: the pruned architecture, still without weights; its norms get theirs.
+            plan: what is removed.
+        """
+        kept = torch.tensor([i for i in range(self.hidden.size) if i not in set(plan.removed_hidden)])
+        with evaluating(model), _narrow_norms(model, fresh, self.hidden, kept):
+            self.expected = model(input_ids=self.tokens).logits.float().cpu()
+
+    @torch.no_grad()
+    def finish(self, pruned: PreTrainedModel) -> None:
+        """Set right what a number of the hidden size scales. Raises UserInputError where the logits are other ones."""
+        if self.scale is not None:
+            restore_embedding_scale(pruned, self.hidden, self.scale)
+        try:
+            found = pruned(input_ids=self.tokens.to(pruned.device)).logits.float().cpu()
+        except RuntimeError as error:
+            raise UserInputError(
+                f"with this hidden size the model does not run ({first_line(error)}): ask for another ratio."
+            ) from error
+        difference = float((found - self.expected).norm() / self.expected.norm())
+        if not difference <= _TOLERANCE.get(pruned.dtype, _HALF_TOLERANCE):
+            raise UserInputError(
+                f"with a smaller hidden size this architecture computes something else (logits differ by "
+                f"{difference:.2g} of their size): use method 'width' or 'layer'."
+            )
 
 
 @contextmanager

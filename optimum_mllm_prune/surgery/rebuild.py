@@ -6,11 +6,11 @@ from accelerate import dispatch_model, init_empty_weights
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..backbone import Backbone, Group, NotExpressibleError, plain_tokens, refuse_offloaded, with_layouts
+from ..backbone import Backbone, Group, NotExpressibleError, refuse_offloaded, with_layouts
 from ..backbone.skeleton import attention_implementations
 from ..errors import UserInputError
 from ..planning import PruningPlan
-from .hidden import expected_logits, refuse_other_logits
+from .hidden import Narrowing
 from .slicing import cuts_of, hidden_cuts, sliced
 
 
@@ -38,19 +38,20 @@ def pruned_model(
     try:
         backbone.built(sizes)
         groups = _located_groups(model, backbone, plan)
-        tokens = None if sizes.hidden is None else plain_tokens(model)
+        narrowing = None if sizes.hidden is None else Narrowing(model, backbone.hidden)
     except NotExpressibleError as error:
         raise UserInputError(f"this architecture's config cannot express the plan: {error}") from error
     fresh = _empty_model(model, backbone, plan)
     device, device_map = model.device, getattr(model, "hf_device_map", None)
-    cuts = cuts_of(plan, groups) if tokens is None else hidden_cuts(plan, backbone.hidden)
-    expected = None if tokens is None else expected_logits(model, fresh, plan, backbone.hidden, tokens)
+    cuts = cuts_of(plan, groups) if narrowing is None else hidden_cuts(plan, backbone.hidden)
+    if narrowing is not None:
+        narrowing.foresee(model, fresh, plan)
     state = dict(sliced(model, backbone, plan, cuts, keep_original))
     fresh.load_state_dict(state, strict=True, assign=True)
     fresh.tie_weights()
     placed = _placed(fresh, device, _device_map(device_map, backbone, plan))
-    if tokens is not None:
-        refuse_other_logits(placed, tokens, expected)
+    if narrowing is not None:
+        narrowing.finish(placed)
     return placed
 
 

@@ -4,8 +4,10 @@ from functools import cache
 
 import pytest
 from families import FAMILIES
+from torch import nn
 
 from optimum_mllm_prune.backbone import Backbone, NotExpressibleError, Sizes, model_class_of
+from optimum_mllm_prune.backbone import hidden as hidden_module
 
 
 @cache
@@ -91,6 +93,44 @@ def test_only_the_language_model_and_what_feeds_it_change(family):
     backbone = backbone_of(family)
     outside = {a.tensor for a in backbone.hidden.axes if not a.tensor.startswith(backbone.layers_prefix)}
     assert not any(".blocks." in name or "encoder" in name or "vision_tower" in name for name in outside)
+
+
+def test_a_bare_parameter_gives_the_stream_along_its_last_side():
+    axes = {(a.tensor, a.dim) for a in backbone_of("gemma3").hidden.axes if "projector" in a.tensor}
+    assert axes == {("model.multi_modal_projector.mm_input_projection_weight", 1)}
+
+
+@pytest.mark.parametrize(
+    ("family", "norm"), [("gemma3", "model.language_model.norm"), ("llava_llama", None), ("llama4", None)]
+)
+def test_the_norm_before_the_head_where_token_embeddings_are_scaled(family, norm):
+    assert backbone_of(family).hidden.final_norm == norm
+
+
+class Router(nn.Module):
+    """Scales by a number of the hidden size, as some routers do."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.root = size**-0.5
+
+
+def test_another_number_that_goes_with_the_hidden_size(monkeypatch):
+    whole = hidden_module.skeleton
+
+    def skeleton(model_class, config):
+        model = whole(model_class, config)
+        model.model.language_model.layers[0].mlp.router = Router(config.text_config.hidden_size)
+        return model
+
+    monkeypatch.setattr(hidden_module, "skeleton", skeleton)
+    config = FAMILIES["llava_llama"].config()
+    with pytest.raises(NotExpressibleError) as refused:
+        Backbone(model_class_of(config), config).hidden  # noqa: B018
+    assert str(refused.value) == (
+        "model.language_model.layers.0.mlp.router.root is a number that goes with hidden_size (0.125, then 0.176777), "
+        "so what it scales would change"
+    )
 
 
 def test_what_a_llama_config_cannot_say():

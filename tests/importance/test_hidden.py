@@ -105,8 +105,9 @@ def test_chance_is_of_the_seed():
     assert not torch.equal(first["hidden"], first["projector"][0])
 
 
-@pytest.mark.parametrize("name", ["activation", "magnitude_l2", "random"])
-@pytest.mark.parametrize("family", ["qwen3_5", "cohere2_vision", "got_ocr2"])
+@pytest.mark.parametrize(
+    ("family", "name"), [("qwen3_5", "activation"), ("got_ocr2", "activation"), ("cohere2_vision", "magnitude_l2")]
+)
 def test_it_scores_every_dimension(family, name):
     model, subject = model_of(family), subject_for(family)
     scores = calibrated(subject, "hidden", name, [batch_of(family, model.config)])

@@ -1,7 +1,7 @@
 """How many dimensions of the residual stream stay, and which: against counts of the built models."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache
 
 import pytest
@@ -40,15 +40,20 @@ def reason_of(call):
     return str(error.value)
 
 
-@pytest.mark.parametrize("family", ["llava_llama_tied", "llava_phi", "qwen3_vl"])
+@cache
+def shares_of(family):
+    """Every size that can be said, to the share of the backbone that goes with it."""
+    backbone = backbone_of(family)
+    whole = Sizes(tuple(range(backbone.num_layers)))
+    counts = {n: count_backbone_parameters(backbone.built(replace(whole, hidden=n))) for n in range(8, 64, 8)}
+    return {size: 1 - count / backbone.backbone_parameters for size, count in counts.items()}
+
+
+@pytest.mark.parametrize("family", ["llava_llama_tied", "qwen3_vl"])
 @pytest.mark.parametrize("ratio", [0.1, 0.3, 0.55])
 def test_the_size_is_the_nearest_that_can_be_said(family, ratio):
-    backbone = backbone_of(family)
+    backbone, shares = backbone_of(family), shares_of(family)
     made = account(backbone, wish(ratio=ratio))
-    shares = {}
-    for size in range(8, 64, 8):
-        built = backbone.built(Sizes(tuple(range(backbone.num_layers)), hidden=size))
-        shares[size] = 1 - count_backbone_parameters(built) / backbone.backbone_parameters
     nearest = min(shares, key=lambda size: abs(shares[size] - ratio))
     assert made.sizes == Sizes(tuple(range(backbone.num_layers)), hidden=nearest)
     assert made.ratio == {"requested": ratio, "achieved": round(shares[nearest], 6)}
@@ -120,8 +125,13 @@ def test_nothing_and_everything():
 
 
 def test_a_hidden_size_that_cannot_be_smaller():
-    assert reason_of(lambda: account(backbone_of("llava_gemma"), wish())) == (
-        "the hidden size of this architecture cannot be changed (model.language_model.embed_tokens.scalar_embed_scale "
-        "is a number that goes with hidden_size (8, then 5.65685), so what it scales would change): use method "
-        "'width' or 'layer'."
+    assert reason_of(lambda: account(backbone_of("lfm2_vl"), wish())) == (
+        "the hidden size of this architecture cannot be changed (model.language_model.layers.0.conv.in_proj.weight "
+        "goes by hidden_size but is not as long, so what it holds is not known): use method 'width' or 'layer'."
+    )
+
+
+def test_scaled_token_embeddings_are_told():
+    assert account(backbone_of("llava_gemma"), wish(ratio=0.3)).notes[1] == (
+        "token embeddings are multiplied so that they give what they gave, as the model scales them by its hidden size"
     )

@@ -6,8 +6,10 @@ from functools import cache
 
 import pytest
 import torch
-from families import FAMILIES, greedy, reload
-from masking import plan_removing
+from families import FAMILIES, greedy, randomise, reload
+from families.configs import build_llava_config, text_config
+from masking import masked, plan_removing
+from transformers import AutoModelForImageTextToText
 
 from optimum_mllm_prune.backbone import Backbone, Sizes
 from optimum_mllm_prune.backbone import hidden as hidden_module
@@ -16,8 +18,9 @@ from optimum_mllm_prune.errors import UserInputError
 from optimum_mllm_prune.surgery import pruned_model
 
 
-# Tied; a mirrored key and DeepStack; layer norms and a projector outside of the text's key; experts; convolutions.
-SOME = ["llava_llama_tied", "qwen3_vl", "cohere2_vision", "llama4", "got_ocr2"]
+# Tied; a mirrored key and DeepStack; layer norms and a projector of another inner width; a convolution before it;
+# scaled token embeddings.
+SOME = ["llava_llama_tied", "qwen3_vl", "cohere2_vision", "got_ocr2", "gemma3"]
 KEPT = 40
 
 
@@ -58,6 +61,28 @@ def test_tied_embeddings_stay_one_tensor():
     assert pruned.lm_head.weight.shape[1] == KEPT
 
 
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("backbone", ["gemma", "gemma2"])
+def test_scaled_token_embeddings_give_what_they_gave(backbone, tied):
+    text = text_config(backbone, head_dim=16, tie_word_embeddings=tied)
+    model = AutoModelForImageTextToText.from_config(build_llava_config(text))
+    randomise(model, 0)
+    model.eval()
+    found = Backbone.of(model)
+    plan = plan_removing(found, hidden=KEPT)
+    pruned = pruned_model(copy.deepcopy(model), found, plan)
+    assert found.hidden.final_norm == "model.language_model.norm"
+    kept = [i for i in range(64) if i not in plan.removed_hidden]
+    tokens = torch.arange(20).view(1, 20)
+    before, after = (m.get_input_embeddings()(tokens) for m in (model, pruned))
+    torch.testing.assert_close(after, before[..., kept])
+    # The head has the weights of the embeddings where these are tied; the norm before it makes up for that.
+    with torch.no_grad(), masked(model, found, plan):
+        expected = model(input_ids=tokens).logits
+    torch.testing.assert_close(pruned(input_ids=tokens).logits, expected, rtol=1e-3, atol=1e-4)
+    assert (pruned.lm_head.weight is pruned.get_input_embeddings().weight) == tied
+
+
 def test_every_tensor_holds_what_stays_in_its_order():
     family = "llava_llama_gqa"
     pruned, plan = narrowed(family)
@@ -87,7 +112,7 @@ def test_the_original_can_be_kept():
 
 
 def test_a_number_that_no_shape_shows_is_found_by_the_logits(monkeypatch):
-    monkeypatch.setattr(hidden_module, "_refuse_scales", lambda *_: None)
+    monkeypatch.setattr(hidden_module, "_scales_embeddings", lambda *_: False)
     model = FAMILIES["llava_gemma"].build()
     backbone = Backbone.of(model)
     with pytest.raises(UserInputError) as refused:

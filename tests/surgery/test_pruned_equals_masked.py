@@ -28,7 +28,6 @@ UNITS = (
 )
 HEAD_SIZE = "derives the head size as hidden_size / num_attention_heads, so heads cannot go alone"
 EVERY_HEAD = "derives the head size as hidden_size / num_attention_heads, so every head would change"
-SCALE = "embed_tokens.scalar_embed_scale is a number that goes with hidden_size (8, then 5.65685), so what it scales"
 ANOTHER_LENGTH = "goes by hidden_size but is not as long, so what it holds is not known"
 ONE_KEY_VALUE_HEAD = "all its query heads share one key-value head: remove query heads instead"
 # What a family's config cannot say, and why. Everything else it must be able to say.
@@ -44,7 +43,6 @@ REFUSED = {
     ("llama4", "channels"): "experts.gate_up_proj stacks several experts in one tensor",
     ("aria", "channels"): "experts.gate_up_proj stacks several experts in one tensor",
     **{(name, "hidden"): EVERY_HEAD for name in ("qwen2_vl", "qwen2_5_vl", "mllama", "glm4v", "llava_opt")},
-    **{(name, "hidden"): SCALE for name in ("llava_gemma", "llava_gemma2", "paligemma", "gemma3", "gemma4")},
     ("aya_vision", "hidden"): f"multi_modal_projector.linear_2.weight {ANOTHER_LENGTH}",
     ("idefics2", "hidden"): f"perceiver_resampler.layers.0.mlp.gate_proj.weight {ANOTHER_LENGTH}",
     ("lfm2_vl", "hidden"): f"layers.0.conv.in_proj.weight {ANOTHER_LENGTH}",
