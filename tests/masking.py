@@ -31,7 +31,7 @@ def masked(model, backbone, plan):
                 hook = _zero(removed[site.prefix], site.reader.units)
                 stack.callback(reader.register_forward_pre_hook(hook).remove)
         if plan.removed_hidden:
-            for module, hook in _narrow_norms(model, plan.removed_hidden):
+            for module, hook in _narrow_norms(model, plan):
                 stack.callback(module.register_forward_hook(hook).remove)
             for site in backbone.hidden.projector.sites if backbone.hidden.projector else ():
                 reader = model.get_submodule(site.reader_module)
@@ -67,6 +67,7 @@ def plan_removing(
         ratio={},
         removed_hidden=_some(backbone.hidden.size, hidden, seed) if hidden else [],
         removed_projector=_removed(projector, hidden, seed + 1) if projector else {},
+        norm_factors={name: 0.8 + 0.1 * (i % 5) for i, name in enumerate(backbone.hidden.norms)} if hidden else {},
     )
 
 
@@ -74,17 +75,18 @@ def _some(units: int, kept: int, seed: int) -> list[int]:
     return sorted(torch.randperm(units, generator=torch.Generator().manual_seed(seed))[kept:].tolist())
 
 
-def _narrow_norms(model, removed):
+def _narrow_norms(model, plan):
     """Every norm of the decoder over the residual stream, and a hook that makes its class look at what stays alone."""
     size = text_config(model.config).hidden_size
-    kept = torch.tensor([i for i in range(size) if i not in removed])
-    for module in model.get_decoder().modules():
+    kept = torch.tensor([i for i in range(size) if i not in plan.removed_hidden])
+    inside = set(model.get_decoder().modules())
+    for name, module in model.named_modules():
         shapes = {tuple(p.shape) for p in module.parameters()}
-        if shapes == {(size,)} and not list(module.children()):
-            yield module, _normed(module, kept)
+        if module in inside and shapes == {(size,)} and not list(module.children()):
+            yield module, _normed(module, kept, plan.norm_factors.get(name, 1.0))
 
 
-def _normed(module: nn.Module, kept: torch.Tensor):
+def _normed(module: nn.Module, kept: torch.Tensor, factor: float):
     narrow = copy.deepcopy(module)
     for name, parameter in module.named_parameters():
         setattr(narrow, name, nn.Parameter(parameter.detach()[kept]))
@@ -93,7 +95,9 @@ def _normed(module: nn.Module, kept: torch.Tensor):
 
     def hook(_, args, output):
         whole = torch.zeros_like(output)
-        whole[..., kept] = narrow(args[0][..., kept])
+        bias = getattr(narrow, "bias", None)
+        bias = 0 if bias is None else bias
+        whole[..., kept] = factor * (narrow(args[0][..., kept]) - bias) + bias
         return whole
 
     return hook

@@ -4,6 +4,7 @@ from .finding import model_class_of
 from .hidden import Hidden
 from .language import Backbone, Sizes
 from .layout import plain_tokens, with_layouts
+from .norms import kind_of_norm, scale_gain
 from .text_config import ConfigRejectedError, NotExpressibleError
 from .twin import TWIN_OF
 from .units import Axis, Group, Segment, Site
@@ -21,8 +22,10 @@ __all__ = [
     "Segment",
     "Site",
     "Sizes",
+    "kind_of_norm",
     "model_class_of",
     "plain_tokens",
     "refuse_offloaded",
+    "scale_gain",
     "with_layouts",
 ]

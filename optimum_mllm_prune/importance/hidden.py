@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from ..backbone import kind_of_norm
+from ..backbone.norms import NormKind
 from .activation import Activation
 from .observer import Subject, by_sample
 from .weights import RandomUnits, UnitMagnitude
@@ -21,24 +23,39 @@ class HiddenActivation(Activation):
     over the norms.
 
     Source: Muralidharan et al., Minitron (arXiv 2407.14679), section 2.2, embedding channels.
+
+    Beside it each dimension's part in what the norms divide by: the mean over real tokens of x^2 / mean(x^2).
     """
 
     def __init__(self, subject: Subject) -> None:
         super().__init__(subject)
         self.by_norm = torch.zeros(len(subject.hidden.norms), subject.hidden.size, dtype=torch.float64)
+        self.energy = torch.zeros_like(self.by_norm)
 
     def attach(self) -> Sequence[RemovableHandle]:
         """One hook a norm, and one a projector."""
         norms = [self.subject.model.get_submodule(name) for name in self.subject.hidden.norms]
-        hooks = [norm.register_forward_hook(self._hook(index)) for index, norm in enumerate(norms)]
+        kinds = [kind_of_norm(norm) for norm in norms]
+        hooks = [norm.register_forward_hook(self._hook(i, kinds[i])) for i, norm in enumerate(norms)]
         return [*hooks, *super().attach()]
 
     def scores(self) -> dict[str, Tensor]:
-        """{"hidden": (hidden,)}, and "projector" (sites, units) where there is one."""
-        return {"hidden": self.by_norm.sqrt().sum(dim=0).float()} | super().scores()
+        """{"hidden": (hidden,), "hidden_energy": (norms, hidden)}, and "projector" (sites, units) where there is one.
 
-    def _hook(self, index: int) -> Callable[[nn.Module, Any, Tensor], None]:
-        def after(_: nn.Module, __: Any, output: Tensor) -> None:
+        Of a module that does not norm, all energies are 0.
+        """
+        mean = self.energy.mean(dim=1, keepdim=True)
+        energy = (self.energy / mean.clamp(min=torch.finfo(torch.float64).tiny)).float()
+        return {"hidden": self.by_norm.sqrt().sum(dim=0).float(), "hidden_energy": energy} | super().scores()
+
+    def _hook(self, index: int, kind: NormKind | None) -> Callable[[nn.Module, tuple, Tensor], None]:
+        def after(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+            if kind is not None:
+                entering, here = by_sample(args[0], self.real)
+                row = entering[here]
+                squares = (row - row.mean(dim=1, keepdim=True) if kind.centres else row).square()
+                shares = squares / squares.mean(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+                self.energy[index] += shares.sum(dim=0, dtype=torch.float64).cpu()
             states, real = by_sample(output, self.real)
             means = (states.abs() * real.unsqueeze(-1)).sum(dim=1) / real.sum(dim=1, keepdim=True).clamp(min=1)
             self.by_norm[index] += means.double().square().sum(dim=0).cpu()

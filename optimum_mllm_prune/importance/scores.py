@@ -24,7 +24,8 @@ class Scores:
         tensors: fp32 "layers" (layers,), "heads" (layers, units) and "channels" (layers, intermediate_size); a layer
             without such a block has NaN. Blocks outside the decoder, where there are any: "heads_outside" and
             "channels_outside" (blocks, units). Of method "hidden" also "hidden" (hidden_size,), and "projector"
-            (blocks, hidden_size) where a projector's inner width is the hidden size as well.
+            (blocks, hidden_size) where a projector's inner width is the hidden size as well, and of metric
+            "activation" "hidden_energy" (norms, hidden_size), whose rows have mean 1.
         metrics: "layer", "width" and, where scored, "hidden" to the name of the metric that scored them.
         model: fingerprint of the architecture that was scored.
         left_out: kinds of units ("heads", "channels") that could not be scored, with the reason.

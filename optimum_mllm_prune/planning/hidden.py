@@ -55,6 +55,30 @@ def removed_hidden(hidden: Hidden, scores: Scores, kept: int) -> tuple[list[int]
     return dimensions, {site.prefix: units for site, units in zip(sites, channels, strict=True)}
 
 
+def norm_factors(hidden: Hidden, scores: Scores, removed: list[int]) -> dict[str, float]:
+    """By what the norms are to be multiplied so that they divide by what they divided by, on average over tokens.
+
+    A norm divides by the root mean square r of its row. Over the dimensions K that stay that is another number; the
+    mean of r_K^2 / r^2 over tokens is the mean over K of the energies x^2 / r^2, and its root is made up for.
+
+    Args:
+        hidden: the residual stream.
+        scores: those without energies, of weights alone, give no factors.
+        removed: dimensions that go.
+
+    Raises:
+        UserInputError: the energies are of other norms.
+    """
+    energy = scores.tensors.get("hidden_energy")
+    if energy is None:
+        return {}
+    if tuple(energy.shape) != (len(hidden.norms), hidden.size):
+        raise UserInputError(f"the scores hold none of {len(hidden.norms)} norms: calibrate again.")
+    kept = [i for i in range(hidden.size) if i not in set(removed)]
+    roots = energy[:, kept].double().mean(dim=1).sqrt().tolist()
+    return {name: round(root, 6) for name, root in zip(hidden.norms, roots, strict=True) if root > 0}
+
+
 def _with(whole: Sizes, hidden: int) -> Sizes:
     return Sizes(whole.kept_layers, hidden=hidden)
 

@@ -1,6 +1,7 @@
 """A plan is data: what goes, by original index, and what the model will weigh."""
 
 import json
+import math
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -42,6 +43,8 @@ class PruningPlan:
         removed_hidden: dimensions of the residual stream that go, the same everywhere; empty when none go.
         removed_projector: module name of each projector whose inner width is the hidden size too to the inner channels
             it loses, as many; empty when none go.
+        norm_factors: module name of norms over the residual stream to what they are multiplied by, so that they give
+            of fewer dimensions what they gave; empty for none.
     """
 
     method: str
@@ -63,6 +66,7 @@ class PruningPlan:
     format: int = FORMAT
     removed_hidden: list[int] = field(default_factory=list)
     removed_projector: dict[str, list[int]] = field(default_factory=dict)
+    norm_factors: dict[str, float] = field(default_factory=dict)
 
     @property
     def kept_layers(self) -> list[int]:
@@ -156,8 +160,9 @@ class PruningPlan:
 
     def _hidden_left(self, backbone: Backbone) -> int | None:
         if not self.removed_hidden:
-            if self.removed_projector:
-                raise UserInputError("the plan's removed_projector goes with removed_hidden, which is empty.")
+            for key in ("removed_projector", "norm_factors"):
+                if getattr(self, key):
+                    raise UserInputError(f"the plan's {key} goes with removed_hidden, which is empty.")
             return None
         if self.removed_layers or self.removed_heads or self.removed_channels:
             raise UserInputError(
@@ -166,6 +171,11 @@ class PruningPlan:
             )
         hidden = _of(backbone, "hidden")
         _check_indexes("removed_hidden", self.removed_hidden, hidden.size)
+        for name, factor in self.norm_factors.items():
+            if name not in hidden.norms or not 0 < factor < math.inf:
+                raise UserInputError(
+                    f"the plan's norm_factors of {name} must be of a norm of the model, and greater than 0: {factor}."
+                )
         left = hidden.size - len(self.removed_hidden)
         inner = _counted(self.removed_projector, hidden.projector) if hidden.projector else None
         if inner not in (left, None) or (inner is None and self.removed_projector):

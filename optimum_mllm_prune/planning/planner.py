@@ -15,7 +15,7 @@ from ..errors import UserInputError
 from ..importance import Scores
 from ..importance.registry import scored_as
 from .budget import Budget, budget_of, layers_to_remove, removed_with, width_sizes
-from .hidden import hidden_sizes, removed_hidden
+from .hidden import hidden_sizes, norm_factors, removed_hidden
 from .plan import PruningPlan
 from .selection import layer_order, weakest
 
@@ -128,7 +128,7 @@ def make_plan(backbone: Backbone, config: PruningConfig, scores: Scores) -> Prun
     backbone = backbone.without(scores.left_out)
     by_layer = scores.of_layers(backbone.num_layers) if config.method in ("layer", "mixed") else None
     made = account(backbone, config, by_layer)
-    dimensions, inner = _removed_hidden(backbone, scores, made.sizes.hidden)
+    dimensions, inner, factors = _removed_hidden(backbone, scores, made.sizes.hidden)
     return PruningPlan(
         method=config.method,
         importance=config.importance,
@@ -142,11 +142,12 @@ def make_plan(backbone: Backbone, config: PruningConfig, scores: Scores) -> Prun
         config_changes=made.config_changes,
         parameters=made.parameters,
         ratio=made.ratio,
-        notes=made.notes,
+        notes=[*made.notes, *_factors_in_words(factors)],
         scores=scores.fingerprint,
         config=config.to_dict(),
         removed_hidden=dimensions,
         removed_projector=inner,
+        norm_factors=factors,
     )
 
 
@@ -179,8 +180,20 @@ def _removed_units(backbone: Backbone, scores: Scores, kind: str, kept: int | No
     return {site.prefix: units for site, units in zip(group.sites, removed, strict=True)}
 
 
-def _removed_hidden(backbone: Backbone, scores: Scores, kept: int | None) -> tuple[list[int], dict[str, list[int]]]:
-    return ([], {}) if kept is None else removed_hidden(backbone.hidden, scores, kept)
+def _removed_hidden(
+    backbone: Backbone, scores: Scores, kept: int | None
+) -> tuple[list[int], dict[str, list[int]], dict[str, float]]:
+    if kept is None:
+        return [], {}, {}
+    dimensions, inner = removed_hidden(backbone.hidden, scores, kept)
+    return dimensions, inner, norm_factors(backbone.hidden, scores, dimensions)
+
+
+def _factors_in_words(factors: dict[str, float]) -> list[str]:
+    if not factors:
+        return []
+    low, high = min(factors.values()), max(factors.values())
+    return [f"norms multiplied by {low:.3f} to {high:.3f}, so that they give what they gave on the calibration rows"]
 
 
 def _head_unit(backbone: Backbone, sizes: Sizes) -> str:

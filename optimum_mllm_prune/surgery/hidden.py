@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..backbone import Hidden, plain_tokens
+from ..backbone import Hidden, plain_tokens, scale_gain
 from ..calibration.engine import evaluating
 from ..errors import UserInputError, first_line
 from ..planning import PruningPlan
@@ -42,6 +42,7 @@ class Narrowing:
         self.tokens = plain_tokens(model)
         self.scale = embedding_scale(model) if hidden.final_norm else None
         self.expected: Tensor | None = None
+        self.factors: dict[str, float] = {}
 
     @torch.no_grad()
     def foresee(self, model: PreTrainedModel, fresh: PreTrainedModel, plan: PruningPlan) -> None:
@@ -53,12 +54,15 @@ class Narrowing:
             plan: what is removed.
         """
         kept = torch.tensor([i for i in range(self.hidden.size) if i not in set(plan.removed_hidden)])
-        with evaluating(model), _narrow_norms(model, fresh, self.hidden, kept):
+        self.factors = plan.norm_factors
+        with evaluating(model), self._narrow_norms(model, fresh, kept):
             self.expected = model(input_ids=self.tokens).logits.float().cpu()
 
     @torch.no_grad()
     def finish(self, pruned: PreTrainedModel) -> None:
-        """Set right what a number of the hidden size scales. Raises UserInputError where the logits are other ones."""
+        """Set the scales right. Raises UserInputError where the logits are other ones."""
+        for name, factor in self.factors.items():
+            scale_gain(pruned.get_submodule(name), factor)
         if self.scale is not None:
             restore_embedding_scale(pruned, self.hidden, self.scale)
         try:
@@ -74,21 +78,22 @@ class Narrowing:
                 f"{difference:.2g} of their size): use method 'width' or 'layer'."
             )
 
-
-@contextmanager
-def _narrow_norms(model: PreTrainedModel, fresh: PreTrainedModel, hidden: Hidden, kept: Tensor) -> Iterator[None]:
-    handles = []
-    try:
-        for name in hidden.norms:
-            module, narrow = model.get_submodule(name), fresh.get_submodule(name)
-            for leaf, parameter in module.named_parameters():
-                own = parameter.detach().index_select(0, kept.to(parameter.device))
-                narrow._parameters[leaf] = nn.Parameter(own, requires_grad=False)
-            handles.append(module.register_forward_hook(_over(kept, narrow), with_kwargs=True))
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    @contextmanager
+    def _narrow_norms(self, model: PreTrainedModel, fresh: PreTrainedModel, kept: Tensor) -> Iterator[None]:
+        handles = []
+        try:
+            for name in self.hidden.norms:
+                module, narrow = model.get_submodule(name), fresh.get_submodule(name)
+                for leaf, parameter in module.named_parameters():
+                    own = parameter.detach().index_select(0, kept.to(parameter.device))
+                    narrow._parameters[leaf] = nn.Parameter(own, requires_grad=False)
+                if name in self.factors:
+                    scale_gain(narrow, self.factors[name])
+                handles.append(module.register_forward_hook(_over(kept, narrow), with_kwargs=True))
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
 
 def _over(kept: Tensor, narrow: nn.Module) -> Callable[[nn.Module, tuple, dict, Tensor], Tensor]:

@@ -30,11 +30,13 @@ def test_all_the_way(llava, rows, tmp_path):
     assert abs(report["ratio"]["achieved"] - 0.2) < 0.001
     assert BACKBONE_BEFORE - report["parameters"]["backbone_after"] == round(0.2 * BACKBONE_BEFORE)
     assert [len(units) for units in plan["removed_projector"].values()] == [SIZE - kept]
+    assert len(plan["norm_factors"]) == 2 * tiny_llava.LAYERS + 1
     weights = load_file(out / "model.safetensors")
     assert report["parameters"]["after"] == sum(tensor.numel() for tensor in weights.values())
     scores = load_file(out / "pruning_scores.safetensors")
     assert {name: tuple(tensor.shape) for name, tensor in scores.items()} == {
         "hidden": (SIZE,),
+        "hidden_energy": (2 * tiny_llava.LAYERS + 1, SIZE),
         "projector": (1, SIZE),
         "layers": (tiny_llava.LAYERS,),
         "heads": (tiny_llava.LAYERS, tiny_llava.KV_HEADS),

@@ -41,6 +41,20 @@ def norms_of(model):
     return [*names, f"{home}.norm"]
 
 
+def naive_energy(model, batches):
+    """Every norm's mean over real tokens of x^2 over the mean of x^2."""
+    shares = {name: [] for name in norms_of(model)}
+    for batch in batches:
+        states = naive.seen(model, batch, list(shares))
+        for name, found in shares.items():
+            entering = states[name][0]
+            for row in range(len(entering)):
+                for token in naive.real_tokens(batch, row):
+                    squares = entering[row, token] ** 2
+                    found.append(squares / squares.mean())
+    return torch.stack([torch.stack(found).mean(dim=0) for found in shares.values()])
+
+
 def naive_activation(model, batches):
     reader = "model.multi_modal_projector.linear_2"
     total, channels = torch.zeros(64, dtype=torch.float64), torch.zeros(64, dtype=torch.float64)
@@ -56,7 +70,11 @@ def naive_activation(model, batches):
         channels += images.abs().mean(dim=0) ** 2
     for name in squares:
         total += squares[name].sqrt()
-    return {"hidden": total, "projector": channels.sqrt()[None]}
+    return {
+        "hidden": total,
+        "hidden_energy": naive_energy(model, batches),
+        "projector": channels.sqrt()[None],
+    }
 
 
 def naive_magnitude(model):
@@ -95,6 +113,21 @@ def test_magnitude_is_its_reference(family):
     assert_same(calibrated(subject_for(family), "hidden", "magnitude_l2", ()), naive_magnitude(model_of(family)))
 
 
+def test_the_energies_of_a_layer_norm_are_those_of_what_it_gives():
+    """Phi's norms take the mean off: their energies are those of what they give, weights and biases taken off it."""
+    model = FAMILIES["llava_phi"].build()
+    hidden = Backbone.of(model).hidden
+    subject = replace(subject_of(model), groups=(hidden.projector,), hidden=hidden)
+    batch = batch_of("llava_phi", model.config)
+    energy = calibrated(subject, "hidden", "activation", [batch])["hidden_energy"]
+    states = naive.seen(model, batch, hidden.norms)
+    real = batch.modality != 0
+    for name, row in zip(hidden.norms, energy, strict=True):
+        norm = model.get_submodule(name).double()
+        plain = (states[name][1] - norm.bias) / norm.weight
+        torch.testing.assert_close(plain[real].square().mean(dim=0), row.double(), rtol=1e-3, atol=1e-4)
+
+
 def test_chance_is_of_the_seed():
     first, again, other = (
         calibrated(subject_for("llava_llama_gqa", seed), "hidden", "random", ()) for seed in (1, 1, 2)
@@ -111,8 +144,9 @@ def test_chance_is_of_the_seed():
 def test_it_scores_every_dimension(family, name):
     model, subject = model_of(family), subject_for(family)
     scores = calibrated(subject, "hidden", name, [batch_of(family, model.config)])
-    projectors = {"projector": (1, 64)} if subject.hidden.projector else {}
-    assert {kind: tuple(found.shape) for kind, found in scores.items()} == {"hidden": (64,)} | projectors
+    shapes = {"hidden": (64,)} | ({"projector": (1, 64)} if subject.hidden.projector else {})
+    shapes |= {"hidden_energy": (len(subject.hidden.norms), 64)} if name == "activation" else {}
+    assert {kind: tuple(found.shape) for kind, found in scores.items()} == shapes
     assert all(found.isfinite().all() and (found > 0).all() and found.std() > 0 for found in scores.values())
 
 

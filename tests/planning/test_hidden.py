@@ -79,12 +79,32 @@ def test_the_weakest_go():
     assert plan.removed_projector == {
         "model.multi_modal_projector": sorted(scores.tensors["projector"][0].argsort()[:gone].tolist())
     }
+    assert plan.norm_factors == {}
     assert (plan.method, plan.removed_layers, plan.removed_heads, plan.removed_channels) == ("hidden", [], {}, {})
     assert plan.sizes(backbone).hidden == 64 - gone
     assert PruningPlan.from_dict(json.loads(plan.to_json())) == plan
     older = {key: value for key, value in asdict(plan).items() if not key.startswith(("removed_h", "removed_p"))}
     older |= {"removed_heads": {}}
     assert PruningPlan.from_dict(older).removed_hidden == []
+
+
+def test_norms_make_up_for_what_goes_from_under_their_root():
+    backbone = backbone_of("llava_llama_gqa")
+    energy = torch.rand(9, 64, generator=torch.Generator().manual_seed(1))
+    energy[3] = 0
+    plan = make_plan(backbone, wish(ratio=0.4), scores_for(backbone, hidden_energy=energy))
+    assert plan.norm_factors.keys() == set(backbone.hidden.norms) - {backbone.hidden.norms[3]}
+    for name, row in zip(backbone.hidden.norms, energy.tolist(), strict=True):
+        left = [value for i, value in enumerate(row) if i not in plan.removed_hidden]
+        assert plan.norm_factors.get(name, 0) == pytest.approx((sum(left) / len(left)) ** 0.5, abs=1e-6)
+    low, high = min(plan.norm_factors.values()), max(plan.norm_factors.values())
+    assert plan.notes[-1] == (
+        f"norms multiplied by {low:.3f} to {high:.3f}, so that they give what they gave on the calibration rows"
+    )
+    assert PruningPlan.from_dict(json.loads(plan.to_json())) == plan
+    with pytest.raises(UserInputError) as refused:
+        make_plan(backbone, wish(ratio=0.4), scores_for(backbone, hidden_energy=energy[1:]))
+    assert str(refused.value) == "the scores hold none of 9 norms: calibrate again."
 
 
 def test_a_model_without_a_projector_of_that_width():

@@ -163,6 +163,14 @@ def test_plans_that_do_not_fit():
     assert reason_of(replace(plan, removed_hidden=[])) == (
         "the plan's removed_projector goes with removed_hidden, which is empty."
     )
+    assert reason_of(replace(plan, removed_hidden=[], removed_projector={})) == (
+        "the plan's norm_factors goes with removed_hidden, which is empty."
+    )
+    norm = "model.language_model.norm"
+    for name, factor in (("lm_head", 1.5), (norm, 0), (norm, -1.0), (norm, float("inf")), (norm, float("nan"))):
+        assert reason_of(replace(plan, norm_factors={name: factor})) == (
+            f"the plan's norm_factors of {name} must be of a norm of the model, and greater than 0: {factor}."
+        )
     assert reason_of(replace(plan, removed_layers=[1])) == (
         "the plan removes dimensions of the hidden size and other parts with them: remove the one, then plan the "
         "other for what is left."
