@@ -63,6 +63,8 @@ def probe_hidden(ground: Ground, language: Collection[str]) -> Hidden:
         NotExpressibleError: the config cannot say it, or it is not certain what each axis stands for.
     """
     size = text_value(ground.config, "hidden_size")
+    if not isinstance(size, int) or size < 2:
+        raise NotExpressibleError("its config has no single hidden_size")
     fixed = _fixed_head_size(ground)
     reasons = []
     for other in (size // 2, size - size // 4, size * 2):

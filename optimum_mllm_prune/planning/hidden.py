@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterable
 from math import gcd
 
+from transformers import PreTrainedModel
+
 from ..backbone import Backbone, Hidden, NotExpressibleError, Sizes
 from ..backbone.skeleton import count_backbone_parameters, count_parameters
 from ..errors import UserInputError
@@ -83,7 +85,7 @@ def _with(whole: Sizes, hidden: int) -> Sizes:
     return Sizes(whole.kept_layers, hidden=hidden)
 
 
-def _wanted(backbone: Backbone, whole: Sizes, budget: Budget, count: Callable) -> float:
+def _wanted(backbone: Backbone, whole: Sizes, budget: Budget, count: Callable[[PreTrainedModel], int]) -> float:
     """The size that meets the budget on a straight line: parameters go by the hidden size but for a projector's."""
     size = backbone.hidden.size
     now = backbone.parameters if budget.whole else backbone.backbone_parameters

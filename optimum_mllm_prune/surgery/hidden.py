@@ -20,10 +20,10 @@ from ..planning import PruningPlan
 from .scales import embedding_scale, restore_embedding_scale
 
 
-# Of the size of the logits. Rounding gives 1e-5 in float32 and 2e-2 in bfloat16 at most (measured on the models of the
-# tests).
+# Of the size of the logits. Rounding gives at most 3e-6 in float32 and 0.05 in bfloat16 (measured on the models of the
+# tests), and more the more layers there are.
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
-_HALF_TOLERANCE = 5e-2
+_HALF_TOLERANCE = 0.2
 
 
 class Narrowing:
