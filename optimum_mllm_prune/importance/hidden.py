@@ -1,7 +1,7 @@
 """Scores of the residual stream's dimensions: one each, since they are the same in every layer.
 
-Where a projector's inner channels are sized by the same config key, these are scored beside them, as MLP channels are:
-the subject's groups are those, and as many of them go.
+Where a projector's inner channels are sized by the same config key, these are scored beside them by their weights: they
+are the subject's groups, and as many of them go.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,31 +13,33 @@ from torch.utils.hooks import RemovableHandle
 
 from ..backbone import kind_of_norm
 from ..backbone.norms import NormKind
-from .activation import Activation
 from .observer import Subject, by_sample
 from .weights import RandomUnits, UnitMagnitude
 
 
-class HiddenActivation(Activation):
+class HiddenActivation(UnitMagnitude):
     """Size of a dimension at the outputs of the norms: mean of |x| over real tokens, L2 over calibration rows, summed
     over the norms.
 
     Source: Muralidharan et al., Minitron (arXiv 2407.14679), section 2.2, embedding channels.
 
     Beside it each dimension's part in what the norms divide by: the mean over real tokens of x^2 / mean(x^2).
+
+    A projector's inner channels are scored by their weights, which retained more on the digit scenes than the size of
+    what they give.
     """
 
     def __init__(self, subject: Subject) -> None:
-        super().__init__(subject)
+        super().__init__(subject, "l2")
         self.by_norm = torch.zeros(len(subject.hidden.norms), subject.hidden.size, dtype=torch.float64)
         self.energy = torch.zeros_like(self.by_norm)
 
     def attach(self) -> Sequence[RemovableHandle]:
-        """One hook a norm, and one a projector."""
+        """One hook a norm."""
         norms = [self.subject.model.get_submodule(name) for name in self.subject.hidden.norms]
         kinds = [kind_of_norm(norm) for norm in norms]
-        hooks = [norm.register_forward_hook(self._hook(i, kinds[i])) for i, norm in enumerate(norms)]
-        return [*hooks, *super().attach()]
+        hooks = [self._hook(index, kind) for index, kind in enumerate(kinds)]
+        return [norm.register_forward_hook(hook, with_kwargs=True) for norm, hook in zip(norms, hooks, strict=True)]
 
     def scores(self) -> dict[str, Tensor]:
         """{"hidden": (hidden,), "hidden_energy": (norms, hidden)}, and "projector" (sites, units) where there is one.
@@ -48,10 +50,10 @@ class HiddenActivation(Activation):
         energy = (self.energy / mean.clamp(min=torch.finfo(torch.float64).tiny)).float()
         return {"hidden": self.by_norm.sqrt().sum(dim=0).float(), "hidden_energy": energy} | super().scores()
 
-    def _hook(self, index: int, kind: NormKind | None) -> Callable[[nn.Module, tuple, Tensor], None]:
-        def after(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+    def _hook(self, index: int, kind: NormKind | None) -> Callable[[nn.Module, tuple, dict, Tensor], None]:
+        def after(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
             if kind is not None:
-                entering, here = by_sample(args[0], self.real)
+                entering, here = by_sample((*args, *kwargs.values())[0], self.real)
                 row = entering[here]
                 squares = (row - row.mean(dim=1, keepdim=True) if kind.centres else row).square()
                 shares = squares / squares.mean(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)

@@ -56,24 +56,21 @@ def naive_energy(model, batches):
 
 
 def naive_activation(model, batches):
-    reader = "model.multi_modal_projector.linear_2"
-    total, channels = torch.zeros(64, dtype=torch.float64), torch.zeros(64, dtype=torch.float64)
+    total = torch.zeros(64, dtype=torch.float64)
     squares = {name: torch.zeros(64, dtype=torch.float64) for name in norms_of(model)}
     for batch in batches:
-        states = naive.seen(model, batch, [*squares, reader])
+        states = naive.seen(model, batch, list(squares))
         for name in squares:
             given = states[name][1]
             for row in range(len(given)):
                 tokens = naive.real_tokens(batch, row)
                 squares[name] += (sum(given[row, token].abs() for token in tokens) / len(tokens)) ** 2
-        images = states[reader][0].reshape(-1, 64)
-        channels += images.abs().mean(dim=0) ** 2
     for name in squares:
         total += squares[name].sqrt()
     return {
         "hidden": total,
         "hidden_energy": naive_energy(model, batches),
-        "projector": channels.sqrt()[None],
+        "projector": naive_magnitude(model)["projector"],
     }
 
 
