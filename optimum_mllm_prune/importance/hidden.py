@@ -1,7 +1,7 @@
 """Scores of the residual stream's dimensions: one each, since they are the same in every layer.
 
-Where a projector's inner channels are sized by the same config key, these are scored beside them by their weights: they
-are the subject's groups, and as many of them go.
+Where a projector's inner channels are sized by the same config key, these are scored beside them by their weights:
+they are the subject's groups, and as many of them go.
 """
 
 from collections.abc import Callable, Sequence
