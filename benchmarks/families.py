@@ -3,6 +3,7 @@
 python benchmarks/families.py
 """
 
+import math
 import sys
 from pathlib import Path
 
@@ -11,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from families import FAMILIES
 
-from optimum_mllm_prune.backbone import Backbone, NotExpressibleError, model_class_of
+from optimum_mllm_prune.backbone import Backbone, ConfigRejectedError, NotExpressibleError, Sizes, model_class_of
 from optimum_mllm_prune.backbone.text_config import text_config
 
 
@@ -29,6 +30,24 @@ def heads(backbone: Backbone) -> str:
     return f"{group.unit}s: {every}{twins}"
 
 
+def hidden(backbone: Backbone) -> str:
+    """What hidden sizes there can be."""
+    try:
+        size = backbone.hidden.size
+    except NotExpressibleError as error:
+        return f"no: {error}"
+    step = math.gcd(*(n for n in range(1, size) if _is_accepted(backbone, n)))
+    return "any number" if step == 1 else f"multiples of {step}"
+
+
+def _is_accepted(backbone: Backbone, size: int) -> bool:
+    try:
+        backbone.config_for(Sizes(tuple(range(backbone.num_layers)), hidden=size))
+    except ConfigRejectedError:
+        return False
+    return True
+
+
 def channels(backbone: Backbone) -> str:
     """Whether MLP channels can go."""
     try:
@@ -41,13 +60,16 @@ def channels(backbone: Backbone) -> str:
 
 def main() -> None:
     """Print the table."""
-    print("| model type | language backbone | layers | heads | MLP channels |\n|---|---|---|---|---|")
+    print(
+        "| model type | language backbone | layers | heads | MLP channels | hidden size |\n|---|---|---|---|---|---|"
+    )
     rows: dict[str, None] = {}
     for family in FAMILIES.values():
         config = family.config()
         backbone = Backbone(model_class_of(config), config)
         protected = f"all but {sorted(backbone.protected_layers)}" if backbone.protected_layers else "yes"
         cells = (config.model_type, text_config(config).model_type, protected, heads(backbone), channels(backbone))
+        cells += (hidden(backbone),)
         rows["| " + " | ".join(cells) + " |"] = None
     print("\n".join(rows))
 

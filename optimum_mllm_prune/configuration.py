@@ -12,7 +12,7 @@ from .version import __version__
 
 
 AUTO = "auto"
-METHODS = ("auto", "layer", "width", "mixed")
+METHODS = ("auto", "layer", "width", "mixed", "hidden")
 MODALITIES = ("image", "prompt", "answer")
 REPAIRS = ("auto", "none", "least-squares", "linear-map", "merge")
 HEAD_UNITS = ("auto", "group", "query")
@@ -34,16 +34,18 @@ class PruningConfig(BaseConfig):
 
     Args:
         method: "layer" removes whole decoder layers, "width" removes attention heads and MLP channels from every
-            layer, "mixed" does both, "auto" is "layer" when `num_layers` is given and "width" otherwise (the paper's
-            choice when there is no training budget).
+            layer, "mixed" does both, "hidden" removes dimensions of the residual stream (`hidden_size`), the same in
+            all layers, embeddings, head and projector; "auto" is "layer" when `num_layers` is given and "width"
+            otherwise (the paper's choice when there is no training budget).
         ratio: share of the language backbone's parameters to remove, in (0, 1); embeddings and head count as
             backbone. 0.15 when no size is given at all.
         num_layers: number of decoder layers to remove instead of a ratio (method "layer").
         target_params: parameters of the whole model after pruning, instead of a ratio.
         layer_share: of method "mixed": the share, in (0, 1), of what goes that whole layers give; the rest comes from
             the width of those that stay.
-        importance: name of the metric; by default "reconstruction" for width and "block_influence" for layers. Of
-            method "mixed" it scores heads and channels, and layers are scored in the same passes.
+        importance: name of the metric; by default "reconstruction" for width, "block_influence" for layers and
+            "activation" for hidden. Of method "mixed" it scores heads and channels, and layers are scored in the same
+            passes.
         num_samples: calibration rows; by default what the metric needs (10 or 50, as in the paper).
         batch_size: calibration rows a forward pass; by default all of them for "taylor", whose score is the gradient
             of the mean loss, always one for "taylor_second" and "taylor_mixed", which square each row's own gradient,
@@ -62,7 +64,8 @@ class PruningConfig(BaseConfig):
             what the original's give, and before removed layers what is in the stream after these; "linear-map" maps
             only the output of the MLP before removed layers (method "layer"); "merge" merges every layer that goes
             into the nearest one before it that stays (method "layer"); "none" leaves all as it was cut; "auto" merges
-            where the importance is "merge" and is "least-squares" otherwise, where there are calibration rows.
+            where the importance is "merge" and is "least-squares" otherwise, where there are calibration rows; of
+            method "hidden" it is "none".
         repair_samples: rows to refit on, of the same data.
         steps: in how many steps the plan is made (methods "layer" and "width"): each scores what the last one left,
             repaired. Worth its time where much goes.
@@ -156,13 +159,8 @@ class PruningConfig(BaseConfig):
             self.method = "layer" if self.num_layers is not None else "width"
         if self.method != "layer" and self.num_layers is not None:
             raise UserInputError("num_layers removes whole layers: use it with method 'layer', or give a ratio.")
-        if self.repair == "linear-map" and self.method != "layer":
-            raise UserInputError(
-                f"repair 'linear-map' stands in for removed layers: with method '{self.method}' use 'least-squares'."
-            )
-        if self.repair == "merge" and self.method != "layer":
-            raise UserInputError("repair 'merge' merges whole layers that go: use it with method 'layer'.")
-        if self.steps != 1 and self.method == "mixed":
+        self._refuse_repairs_of_others()
+        if self.steps != 1 and self.method not in ("layer", "width"):
             raise UserInputError("steps go with method 'layer' or 'width': take one step, or one of these.")
         if self.importance is None:
             self.importance = default_metric(self.method)
@@ -172,6 +170,19 @@ class PruningConfig(BaseConfig):
                 f"importance '{self.importance}' does not score what method '{self.method}' removes: "
                 f"use one of {', '.join(metrics_for(self.method))}."
             )
+
+    def _refuse_repairs_of_others(self) -> None:
+        if self.method == "hidden" and self.repair == "least-squares":
+            raise UserInputError(
+                "repair 'least-squares' refits maps to what the original's give, and method 'hidden' leaves them "
+                "fewer outputs: use repair 'none'."
+            )
+        if self.repair == "linear-map" and self.method != "layer":
+            raise UserInputError(
+                f"repair 'linear-map' stands in for removed layers: with method '{self.method}' use another repair."
+            )
+        if self.repair == "merge" and self.method != "layer":
+            raise UserInputError("repair 'merge' merges whole layers that go: use it with method 'layer'.")
 
     def _resolve_head_share(self) -> None:
         measured = self.importance in METRICS_OF_ERRORS

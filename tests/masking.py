@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -14,7 +15,10 @@ from optimum_mllm_prune.planning import PruningPlan
 
 @contextmanager
 def masked(model, backbone, plan):
-    """Inside, `model` runs with removed layers skipped and removed units zeroed where they are read."""
+    """Inside, `model` runs with removed layers skipped and removed units zeroed where they are read.
+
+    Of the residual stream, norms look at the dimensions that stay alone and give zeros for the others.
+    """
     with ExitStack() as stack:
         layers = model.get_submodule(backbone.layers_prefix)
         for index in plan.removed_layers:
@@ -26,6 +30,13 @@ def masked(model, backbone, plan):
                 reader = model.get_submodule(site.reader_module)
                 hook = _zero(removed[site.prefix], site.reader.units)
                 stack.callback(reader.register_forward_pre_hook(hook).remove)
+        if plan.removed_hidden:
+            for module, hook in _narrow_norms(model, plan):
+                stack.callback(module.register_forward_hook(hook).remove)
+            for site in backbone.hidden.projector.sites if backbone.hidden.projector else ():
+                reader = model.get_submodule(site.reader_module)
+                hook = _zero(plan.removed_projector[site.prefix], site.reader.units)
+                stack.callback(reader.register_forward_pre_hook(hook).remove)
         yield model
 
 
@@ -36,10 +47,13 @@ def plan_removing(
     channels: int | None = None,
     twin: bool = False,
     seed: int = 0,
+    hidden: int | None = None,
 ) -> PruningPlan:
-    """A plan that removes these layers, or leaves so many heads and channels, other ones in every layer."""
+    """A plan that removes these layers, or leaves so many heads and channels, other ones in every layer, or of the
+    hidden size."""
+    projector = backbone.hidden.projector if hidden else None
     return PruningPlan(
-        method="layer" if layers else "width",
+        method="layer" if layers else "hidden" if hidden else "width",
         importance="random",
         model={"fingerprint": backbone.fingerprint, "model_type": backbone.config.model_type},
         num_layers=backbone.num_layers,
@@ -51,7 +65,42 @@ def plan_removing(
         config_changes={},
         parameters={"before": backbone.parameters},
         ratio={},
+        removed_hidden=_some(backbone.hidden.size, hidden, seed) if hidden else [],
+        removed_projector=_removed(projector, hidden, seed + 1) if projector else {},
+        norm_factors={name: 0.8 + 0.1 * (i % 5) for i, name in enumerate(backbone.hidden.norms)} if hidden else {},
     )
+
+
+def _some(units: int, kept: int, seed: int) -> list[int]:
+    return sorted(torch.randperm(units, generator=torch.Generator().manual_seed(seed))[kept:].tolist())
+
+
+def _narrow_norms(model, plan):
+    """Every norm of the decoder over the residual stream, and a hook that makes its class look at what stays alone."""
+    size = text_config(model.config).hidden_size
+    kept = torch.tensor([i for i in range(size) if i not in plan.removed_hidden])
+    inside = set(model.get_decoder().modules())
+    for name, module in model.named_modules():
+        shapes = {tuple(p.shape) for p in module.parameters()}
+        if module in inside and shapes == {(size,)} and not list(module.children()):
+            yield module, _normed(module, kept, plan.norm_factors.get(name, 1.0))
+
+
+def _normed(module: nn.Module, kept: torch.Tensor, factor: float):
+    narrow = copy.deepcopy(module)
+    for name, parameter in module.named_parameters():
+        setattr(narrow, name, nn.Parameter(parameter.detach()[kept]))
+    if isinstance(narrow, nn.LayerNorm):
+        narrow.normalized_shape = (len(kept),)
+
+    def hook(_, args, output):
+        whole = torch.zeros_like(output)
+        bias = getattr(narrow, "bias", None)
+        bias = 0 if bias is None else bias
+        whole[..., kept] = factor * (narrow(args[0][..., kept]) - bias) + bias
+        return whole
+
+    return hook
 
 
 def _removed(group: Group, kept: int, seed: int) -> dict[str, list[int]]:

@@ -62,6 +62,7 @@ def reason_of(**values):
         ({"method": "layer", "target_params": 5}, "layer", None, "block_influence"),
         ({"method": "width", "importance": "random"}, "width", DEFAULT_RATIO, "random"),
         ({"num_layers": 5, "importance": "random"}, "layer", None, "random"),
+        ({"method": "hidden"}, "hidden", DEFAULT_RATIO, "activation"),
     ],
 )
 def test_what_is_not_said_follows(given, method, ratio, importance):
@@ -101,7 +102,7 @@ def test_shares_of_layers_that_are_none(share):
     )
 
 
-@pytest.mark.parametrize("method", ["width", "mixed"])
+@pytest.mark.parametrize("method", ["width", "mixed", "hidden"])
 def test_layers_by_width(method):
     assert reason_of(method=method, num_layers=5) == (
         "num_layers removes whole layers: use it with method 'layer', or give a ratio."
@@ -111,7 +112,7 @@ def test_layers_by_width(method):
 @pytest.mark.parametrize(
     ("key", "value", "allowed"),
     [
-        ("method", "depth", "auto, layer, width, mixed"),
+        ("method", "depth", "auto, layer, width, mixed, hidden"),
         ("head_unit", "head", "auto, group, query"),
         ("importance", "tailor", METRICS),
     ],
@@ -158,6 +159,22 @@ def test_rows_of_which_each_is_squared_are_not_batched(metric):
     assert reason_of(method="mixed", importance=metric, batch_size=2).startswith(f"importance '{metric}' squares")
     assert PruningConfig(importance=metric, batch_size=1).batch_size == 1
     assert PruningConfig(importance="taylor", batch_size=8).batch_size == 8
+
+
+@pytest.mark.parametrize("metric", ["taylor", "wanda", "magnitude_l1", "block_influence", "magnitude"])
+def test_another_metric_for_the_hidden_size(metric):
+    assert reason_of(method="hidden", importance=metric) == (
+        f"importance '{metric}' does not score what method 'hidden' removes: "
+        "use one of activation, magnitude_l2, random."
+    )
+
+
+def test_a_repair_of_the_hidden_size():
+    assert PruningConfig(method="hidden").repair == "auto"
+    assert reason_of(method="hidden", repair="least-squares") == (
+        "repair 'least-squares' refits maps to what the original's give, and method 'hidden' leaves them fewer "
+        "outputs: use repair 'none'."
+    )
 
 
 @pytest.mark.parametrize("layers", [3, "3", [1.5], ["1"], [True]])
@@ -295,5 +312,5 @@ def test_errors_decide_how_much_heads_give_where_they_are_measured():
 @pytest.mark.parametrize("method", ["width", "mixed"])
 def test_a_linear_map_stands_in_for_layers(method):
     assert reason_of(method=method, repair="linear-map") == (
-        f"repair 'linear-map' stands in for removed layers: with method '{method}' use 'least-squares'."
+        f"repair 'linear-map' stands in for removed layers: with method '{method}' use another repair."
     )

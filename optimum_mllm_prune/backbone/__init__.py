@@ -1,8 +1,10 @@
 """What the language model is made of, found by shape and by experiment, not by name."""
 
 from .finding import model_class_of
+from .hidden import Hidden
 from .language import Backbone, Sizes
-from .layout import with_layouts
+from .layout import plain_tokens, with_layouts
+from .norms import kind_of_norm, scale_gain
 from .text_config import ConfigRejectedError, NotExpressibleError
 from .twin import TWIN_OF
 from .units import Axis, Group, Segment, Site
@@ -15,11 +17,15 @@ __all__ = [
     "Backbone",
     "ConfigRejectedError",
     "Group",
+    "Hidden",
     "NotExpressibleError",
     "Segment",
     "Site",
     "Sizes",
+    "kind_of_norm",
     "model_class_of",
+    "plain_tokens",
     "refuse_offloaded",
+    "scale_gain",
     "with_layouts",
 ]

@@ -11,11 +11,20 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..errors import UserInputError
 from .finding import layer_lists
+from .hidden import Hidden, probe_hidden
 from .layer_lists import layer_changes, outer_changes
 from .merging import unmergeable
 from .probe import Ground, probe_channels, probe_heads
 from .protection import beside_the_text, last_of_each_kind, layer_kinds, protected_layers
-from .skeleton import Shapes, count_backbone_parameters, count_parameters, first_difference, shapes_of, skeleton
+from .skeleton import (
+    Shapes,
+    count_backbone_parameters,
+    count_parameters,
+    first_difference,
+    language_tensors,
+    shapes_of,
+    skeleton,
+)
 from .text_config import ConfigRejectedError, NotExpressibleError, edited, text_config
 from .twin import as_twin, twin_name
 from .units import Axis, Group
@@ -30,12 +39,14 @@ class Sizes:
         heads: units of the `heads` group that stay in every layer.
         channels: MLP channels that stay in every layer.
         twin: declare the text backbone as its numerically identical twin.
+        hidden: dimensions of the residual stream that stay, the same everywhere.
     """
 
     kept_layers: tuple[int, ...]
     heads: int | None = None
     channels: int | None = None
     twin: bool = False
+    hidden: int | None = None
 
 
 class Backbone:
@@ -94,6 +105,20 @@ class Backbone:
     def heads(self) -> Group:
         """The attention heads or key-value groups. Raises NotExpressibleError."""
         return probe_heads(self._ground, self.head_unit)
+
+    @cached_property
+    def hidden(self) -> Hidden:
+        """The residual stream, whose width is the hidden size. Raises NotExpressibleError."""
+        return probe_hidden(self._ground, language_tensors(self._skeleton))
+
+    def residual_stream(self) -> Hidden:
+        """As `hidden`, for a user who asked for it. Raises UserInputError."""
+        try:
+            return self.hidden
+        except NotExpressibleError as error:
+            raise UserInputError(
+                f"the hidden size of this architecture cannot be changed ({error}): use method 'width' or 'layer'."
+            ) from error
 
     def groups(self) -> tuple[list[Group], list[str]]:
         """The width groups that the config can express, and for each other one the reason why not."""
@@ -177,6 +202,9 @@ class Backbone:
             changes |= self.heads.values(sizes.heads)
         if sizes.channels is not None:
             changes |= self.channels.values(sizes.channels)
+        if sizes.hidden is not None:
+            changes |= self.hidden.values(sizes.hidden)
+            outer |= self.hidden.beside(self.config.to_dict(), sizes.hidden)
         return edited(self.config, changes, as_twin if sizes.twin else None, outer)
 
     def intended_shapes(self, sizes: Sizes) -> Shapes:
@@ -236,6 +264,9 @@ class Backbone:
         for kept, kind in ((sizes.heads, "heads"), (sizes.channels, "channels")):
             if kept is not None:
                 pairs += [(axis, kept) for site in getattr(self, kind).sites for axis in site.axes]
+        if sizes.hidden is not None:
+            inner = self.hidden.projector.sites if self.hidden.projector else ()
+            pairs += [(axis, sizes.hidden) for axis in (*self.hidden.axes, *(a for site in inner for a in site.axes))]
         return pairs
 
     @property

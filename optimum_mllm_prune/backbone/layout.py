@@ -92,7 +92,7 @@ def _rows_that_write(model: PreTrainedModel, site: Site, axis: Axis, unit: int) 
     try:
         with torch.enable_grad():
             with suppress(_Captured):
-                model(input_ids=_plain_tokens(model))
+                model(input_ids=plain_tokens(model))
             if not captured:
                 raise NotExpressibleError(f"{site.prefix} does not run on text, so its fused layout cannot be found")
             block = site.reader.size // site.reader.units
@@ -106,7 +106,7 @@ def _rows_that_write(model: PreTrainedModel, site: Site, axis: Axis, unit: int) 
     return gradient.movedim(axis.dim, 0).reshape(axis.size, -1).ne(0).any(dim=1).cpu()
 
 
-def _plain_tokens(model: PreTrainedModel) -> Tensor:
+def plain_tokens(model: PreTrainedModel) -> Tensor:
     """Four token ids (1, 4), spread over the vocabulary, that stand for nothing special in the config.
 
     Through an embedding of zeros, such as the rows that pad a vocabulary, no gradient would flow.

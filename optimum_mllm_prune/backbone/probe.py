@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -24,9 +25,13 @@ class Ground:
     shapes: Shapes
     layers_prefix: str
 
-    def shapes_with(self, changes: dict[str, int]) -> Shapes:
-        """Shapes of the model with these text config values. Raises ConfigRejectedError or NotExpressibleError."""
-        config = edited(self.config, changes)
+    def shapes_with(self, changes: dict[str, int], outer: dict[str, Any] | None = None) -> Shapes:
+        """Shapes of the model with these text config values, and `outer` ones beside them.
+
+        Raises:
+            ConfigRejectedError or NotExpressibleError.
+        """
+        config = edited(self.config, changes, outer=outer)
         try:
             return shapes_of(skeleton(self.model_class, config))
         except (ValueError, RuntimeError, AssertionError, TypeError, ZeroDivisionError) as error:

@@ -46,6 +46,15 @@ def count_backbone_parameters(model: PreTrainedModel) -> int:
     return count_parameters(*modules) - count_parameters(*_strangers(model))
 
 
+def language_tensors(model: PreTrainedModel) -> set[str]:
+    """Names of the tensors of the language backbone: of decoder, token embeddings and head."""
+    modules = (model.get_decoder(), model.get_input_embeddings(), model.get_output_embeddings())
+    inside = {id(part) for module in modules if module is not None for part in module.modules()}
+    inside -= {id(part) for stranger in _strangers(model) for part in stranger.modules()}
+    homes = {name for name, module in model.named_modules(remove_duplicate=False) if id(module) in inside}
+    return {name for name in model.state_dict() if name.rpartition(".")[0] in homes}
+
+
 def _strangers(model: PreTrainedModel) -> list[nn.Module]:
     """Modules below the decoder that are built from another kind of config than the text's or the whole model's."""
     own = (type(model.config), type(text_config(model.config)))

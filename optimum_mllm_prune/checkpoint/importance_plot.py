@@ -29,15 +29,17 @@ _COLUMNS = 120
 def plot_importance(scores: Scores, plan: PruningPlan, file: Path) -> None:
     """Draw what the plan's method has scored, what stays in blue and what goes in orange.
 
-    For layers a bar each. For widths a row of cells a layer, the most important first and darkest, and beside it the
-    share of the layer's importance that goes; many channels are averaged to 120 cells.
+    For layers a bar each. For the hidden size its dimensions in falling order. For widths a row of cells a layer,
+    the most important first and darkest, and beside it the share of the layer's importance that goes; many channels
+    are averaged to 120 cells.
 
     Args:
         scores: that the plan was made from.
         plan: what is removed.
         file: where to write the PNG.
     """
-    (_draw_layers if plan.method == "layer" else _draw_widths)(scores, plan).savefig(file, dpi=120)
+    draw = {"layer": _draw_layers, "hidden": _draw_hidden}.get(plan.method, _draw_widths)
+    draw(scores, plan).savefig(file, dpi=120)
 
 
 def _draw_layers(scores: Scores, plan: PruningPlan) -> Figure:
@@ -52,6 +54,25 @@ def _draw_layers(scores: Scores, plan: PruningPlan) -> Figure:
         axes.set_yscale("log")
     axes.set(xlabel="decoder layer", ylabel=f"importance ({plan.importance})", xlim=(-0.8, len(values) - 0.2))
     axes.xaxis.set_major_locator(MaxNLocator(16, integer=True))
+    axes.grid(alpha=0.3, axis="y")
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside upper center", ncols=2, frameon=False)
+    return figure
+
+
+def _draw_hidden(scores: Scores, plan: PruningPlan) -> Figure:
+    values = scores.tensors["hidden"].double().numpy()
+    order = np.argsort(-values, kind="stable")
+    values, gone = values[order], np.isin(order, plan.removed_hidden)
+    figure = Figure(figsize=(7, 3.6), layout="constrained")
+    axes = figure.subplots()
+    places = np.arange(len(values))
+    for which, colour, name in ((~gone, _STAYS, "stays"), (gone, _GOES, "goes")):
+        heights = np.where(which, values, 0)
+        axes.fill_between(places, heights, step="mid", color=colour, label=f"{name} ({which.sum()})")
+    axes.set(xlabel="dimensions of the residual stream, most important first", xlim=(-0.5, len(values) - 0.5))
+    axes.set(ylabel=f"importance ({plan.importance})", ylim=(0, None))
     axes.grid(alpha=0.3, axis="y")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)

@@ -79,6 +79,8 @@ def sizes_of(plan: PruningPlan, backbone: Backbone) -> list[tuple[str, int, int]
     """What the original backbone is made of, in words, how many of it there are, and how many the plan leaves."""
     left = plan.sizes(backbone)
     rows = [("decoder layers", backbone.num_layers, len(left.kept_layers))]
+    if left.hidden is not None:
+        rows.append(("hidden size", backbone.hidden.size, left.hidden))
     for group in backbone.groups()[0]:
         kept = left.heads if group.kind == "heads" else left.channels
         rows.append((f"{group.unit}s a layer", group.units, group.units if kept is None else kept))

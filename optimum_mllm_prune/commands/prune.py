@@ -12,8 +12,9 @@ from .flags import add_flag, add_hub_flags, add_loading_flags, prepare
 
 
 DESCRIPTION = """\
-Make a vision-language model smaller: remove whole layers, or attention heads and MLP channels, of its language
-backbone. The result is a plain transformers checkpoint, verified in a fresh process before the command ends."""
+Make a vision-language model smaller: remove whole layers, attention heads and MLP channels, or dimensions of the
+residual stream, of its language backbone. The result is a plain transformers checkpoint, verified in a fresh process
+before the command ends."""
 
 EXAMPLES = """\
 examples:
@@ -98,7 +99,8 @@ def _add_main(parser: ArgumentParser) -> None:
     group.add_argument(
         "--method",
         default="auto",
-        help="layer (whole layers), width (heads and MLP channels), mixed (both), auto (the paper's guide; default)",
+        help="layer (whole layers), width (heads and MLP channels), mixed (both), hidden (dimensions of the residual "
+        "stream, in all layers), auto (the paper's guide; default)",
     )
     group.add_argument(
         "--ratio", type=float, help="share of the language backbone's parameters to remove (default 0.15)"
@@ -129,7 +131,7 @@ def _add_importance(parser: ArgumentParser) -> None:
         "--importance",
         help="width: reconstruction (default), taylor, taylor_second, taylor_mixed, taylor_group, activation, wanda, "
         "fluctuation, magnitude_l1, magnitude_l2, random; layer: block_influence (default), angular, loss, merge, "
-        "magnitude, random",
+        "magnitude, random; hidden: activation (default), magnitude_l2, random",
     )
     add_flag(
         group,

@@ -117,6 +117,7 @@ def refuse_idle_flags(args: Namespace, config: PruningConfig, sizes_only: bool) 
     if reads_rows and not args.dataset and (args.scores or needs == "weights"):
         raise UserInputError(f"--repair {config.repair} reads rows: name them with --dataset.")
     other = {"layer": (*WIDTH_ONLY, *MIXED_ONLY), "width": (*LAYER_ONLY, *MIXED_ONLY), "mixed": ()}
+    other["hidden"] = (*WIDTH_ONLY, *LAYER_ONLY, *MIXED_ONLY, "repair_samples")
     for flag in given(args, other[config.method]):
         raise UserInputError(f"{flag} has no effect with method '{config.method}': leave it out.")
     for flag in given(args, SIZES_ALONE if sizes_only else ()):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-from ..backbone import Group
+from ..backbone import Group, Hidden
 from ..calibration.batches import Batch, Modality
 
 
@@ -32,6 +32,7 @@ class Subject:
         groups: the width groups, their layouts known.
         seed: seed of random scores.
         protected: layers that must stay.
+        hidden: the residual stream, where its dimensions are scored; `groups` are then those that must go with it.
     """
 
     model: PreTrainedModel
@@ -39,6 +40,7 @@ class Subject:
     groups: tuple[Group, ...]
     seed: int
     protected: frozenset[int] = frozenset()
+    hidden: Hidden | None = None
 
     @property
     def layers(self) -> nn.ModuleList:
@@ -50,7 +52,8 @@ class Observer(ABC):
     """Base of all metrics. Scores are fp32 on the CPU, higher is more important.
 
     `scores` returns {"layers": (layers,)}, with "layer_runs" (layers, layers) where runs of layers are scored, or, for
-    width metrics, one (sites, units) tensor for each group's kind.
+    width metrics, one (sites, units) tensor for each group's kind; those of method "hidden" also
+    {"hidden": (hidden,)}.
 
     Attributes:
         passes: how often it wants to see all batches; its hooks are attached anew for each time.

@@ -10,6 +10,7 @@ from .angular import AngularDistance
 from .answer_loss import AnswerLoss
 from .block_influence import BlockInfluence
 from .fluctuation import Fluctuation
+from .hidden import HiddenActivation, HiddenMagnitude, RandomHidden
 from .merging import Merging
 from .observer import ByModality, Observer, Subject
 from .reconstruction import Reconstruction
@@ -57,13 +58,20 @@ METRICS: dict[str, dict[str, Metric]] = {
     "taylor_second": {"width": Metric("backward", TaylorSecond, 10, batch="one")},
     "taylor_mixed": {"width": Metric("backward", TaylorMixed, 10, batch="one")},
     "taylor_group": {"width": Metric("backward", TaylorGroup, 10)},
-    "activation": {"width": Metric("forward", Activation, 50)},
+    "activation": {"width": Metric("forward", Activation, 50), "hidden": Metric("forward", HiddenActivation, 50)},
     "wanda": {"width": Metric("forward", Wanda, 50)},
     "fluctuation": {"width": Metric("forward", Fluctuation, 50)},
     "reconstruction": {"width": Metric("rows", Reconstruction, 50)},
     "magnitude_l1": {"width": Metric("weights", partial(UnitMagnitude, norm="l1"))},
-    "magnitude_l2": {"width": Metric("weights", partial(UnitMagnitude, norm="l2"))},
-    "random": {"layer": Metric("weights", RandomLayers), "width": Metric("weights", RandomUnits)},
+    "magnitude_l2": {
+        "width": Metric("weights", partial(UnitMagnitude, norm="l2")),
+        "hidden": Metric("weights", HiddenMagnitude),
+    },
+    "random": {
+        "layer": Metric("weights", RandomLayers),
+        "width": Metric("weights", RandomUnits),
+        "hidden": Metric("weights", RandomHidden),
+    },
 }
 
 # The other method's metric that the same passes give for nothing, so that one file of scores serves both methods.
@@ -78,7 +86,7 @@ METRICS_OF_ERRORS = ("reconstruction",)
 
 def scored_as(method: str) -> str:
     """The method whose metrics are chosen from: of "mixed" that is "width", its layers take the companion."""
-    return "layer" if method == "layer" else "width"
+    return method if method in ("layer", "hidden") else "width"
 
 
 def metrics_for(method: str) -> list[str]:
@@ -97,11 +105,17 @@ def goes_in_a_row(name: str, method: str) -> bool:
 
 
 def default_metric(method: str) -> str:
-    """The paper's for layers; for width the one that kept most in docs/zero_shot.md (the paper's is "taylor")."""
-    return {"layer": "block_influence", "width": "reconstruction"}[scored_as(method)]
+    """The paper's for layers, Minitron's for hidden; for width the one that kept most in docs/zero_shot.md."""
+    return {"layer": "block_influence", "width": "reconstruction", "hidden": "activation"}[scored_as(method)]
 
 
-def companion(method: str, name: str) -> str:
-    """Metric for the method that is not `method`, scored in the same passes as `name`."""
-    other = "width" if method == "layer" else "layer"
+def companion(method: str, name: str, other: str | None = None) -> str:
+    """Metric for the method `other`, scored in the same passes as `name`; by default the one of layer and width that
+    `method` is not."""
+    other = other or ("width" if method == "layer" else "layer")
     return "random" if name == "random" else COMPANIONS[other][METRICS[name][method].needs]
+
+
+def companions(method: str, name: str) -> dict[str, str]:
+    """Methods beside `method` to their metrics, which the passes of `name` give for nothing."""
+    return {other: companion(method, name, other) for other in COMPANIONS if other != method}

@@ -20,6 +20,8 @@ from .runs import RUNS
 
 
 SCORES_NAME = "pruning_scores.safetensors"
+# Of method "hidden".
+_NOT_WEIGHTED = ("hidden", "hidden_energy", "projector")
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,11 @@ class Scores:
         tensors: fp32 "layers" (layers,), "heads" (layers, units) and "channels" (layers, intermediate_size); a layer
             without such a block has NaN. Blocks outside the decoder, where there are any: "heads_outside" and
             "channels_outside" (blocks, units). Of a metric that scores runs of layers also "layer_runs" (layers,
-            layers), whose entry [l, n - 1] is of the n layers from l on, NaN where there are not so many.
-        metrics: "layer" and "width" to the name of the metric that scored them.
+            layers), whose entry [l, n - 1] is of the n layers from l on, NaN where there are not so many. Of method
+            "hidden" also "hidden" (hidden_size,), and "projector" (blocks, hidden_size) where a projector's inner
+            width is the hidden size as well, and of metric "activation" "hidden_energy" (norms, hidden_size), whose
+            rows have mean 1.
+        metrics: "layer", "width" and, where scored, "hidden" to the name of the metric that scored them.
         model: fingerprint of the architecture that was scored.
         left_out: kinds of units ("heads", "channels") that could not be scored, with the reason.
         statistics: what scores of other weights follow from, named as the tensor and what it is ("channels.squares"):
@@ -107,7 +112,7 @@ class Scores:
     def _weighted(self, name: str, scores: Tensor, weights: Tensor) -> Tensor:
         method = "layer" if name in ("layers", RUNS) else "width"
         metric = METRICS.get(self.metrics.get(method), {}).get(method)
-        if metric is None or not metric.weighs_tokens:
+        if metric is None or not metric.weighs_tokens or name in _NOT_WEIGHTED:
             return scores
         statistics: Statistics = _under(f"{name}.", self.statistics)
         if not statistics:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from ..calibration.engine import evaluating, run_calibration
 from ..calibration.rows import load_rows
 from ..errors import UserInputError
 from .observer import ByModality, Observer, Subject
-from .registry import METRICS, companion, metric_of, scored_as
+from .registry import METRICS, companions, metric_of, scored_as
 from .runs import RUNS, runs_within
 from .scores import Scores, by_layer
 
@@ -31,7 +32,7 @@ DEFAULT_BATCH_SIZE = 8
 def score(
     model: PreTrainedModel, processor: ProcessorMixin | None, backbone: Backbone, config: PruningConfig, dataset: Any
 ) -> tuple[Scores, dict[str, Any] | None]:
-    """Importance of every removable part, for both methods from the same passes.
+    """Importance of every removable part, for layers and width (and hidden, where asked for) from the same passes.
 
     Args:
         model: its weights do not change.
@@ -54,9 +55,9 @@ def score(
         backbone.without(left_out).width_groups()
     protected = frozenset(backbone.protected_layers) | frozenset(config.protected_layers or ())
     subject = Subject(model, backbone.layers_prefix, tuple(groups), config.seed, protected)
-    other = "width" if scored == "layer" else "layer"
-    metrics = {scored: config.importance, other: companion(scored, config.importance)}
-    observers = [METRICS[name][method].create(subject) for method, name in metrics.items()]
+    metrics = {scored: config.importance} | companions(scored, config.importance)
+    subjects = {scored: _of_hidden(subject, backbone)} if scored == "hidden" else {}
+    observers = [METRICS[name][method].create(subjects.get(method, subject)) for method, name in metrics.items()]
     calibration = _calibrate(subject, processor, config, dataset, observers)
     found = [_finite(observer, name) for observer, name in zip(observers, metrics.values(), strict=True)]
     tensors, statistics = _gathered(found, groups, backbone), _kept_apart(observers, groups, backbone)
@@ -73,6 +74,12 @@ def _located(model: PreTrainedModel, backbone: Backbone) -> tuple[list[Group], d
         except NotExpressibleError as error:
             left_out[group.kind] = str(error)
     return groups, left_out
+
+
+def _of_hidden(subject: Subject, backbone: Backbone) -> Subject:
+    """The residual stream instead of heads and channels."""
+    stream = backbone.residual_stream()
+    return replace(subject, groups=(stream.projector,) if stream.projector else (), hidden=stream)
 
 
 def _calibrate(
@@ -151,7 +158,8 @@ def _gathered(found: Sequence[dict[str, Tensor]], groups: Sequence[Group], backb
     tensors: dict[str, Tensor] = {}
     for scores in found:
         for kind, rows in scores.items():
-            tensors |= {kind: rows} if kind in ("layers", RUNS) else by_layer(by_kind[kind], rows, backbone.num_layers)
+            group = by_kind.get(kind)
+            tensors |= by_layer(group, rows, backbone.num_layers) if group else {kind: rows}
     return tensors
 
 

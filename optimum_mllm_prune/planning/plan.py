@@ -1,7 +1,8 @@
 """A plan is data: what goes, by original index, and what the model will weigh."""
 
 import json
-from dataclasses import asdict, dataclass, field, fields
+import math
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -15,7 +16,7 @@ from ..json_types import fits, in_words
 
 PLAN_NAME = "pruning_plan.json"
 FORMAT = 1
-METHODS = ("layer", "width", "mixed")
+METHODS = ("layer", "width", "mixed", "hidden")
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class PruningPlan:
     """What is removed and what is left. Plain data: JSON and back, to be written, read, edited and replayed.
 
     Attributes:
-        method: "layer", "width" or "mixed".
+        method: "layer", "width", "mixed" or "hidden".
         importance: name of the metric.
         model: {"model_type", "class", "fingerprint", "base_model", "base_model_revision"} of the original.
         num_layers: decoder layers of the original.
@@ -40,6 +41,11 @@ class PruningPlan:
         config: the PruningConfig, as a dict.
         command: the command line, where there was one.
         format: version of this form.
+        removed_hidden: dimensions of the residual stream that go, the same everywhere; empty when none go.
+        removed_projector: module name of each projector whose inner width is the hidden size too to the inner channels
+            it loses, as many; empty when none go.
+        norm_factors: module name of norms over the residual stream to what they are multiplied by, so that they give
+            of fewer dimensions what they gave; empty for none.
     """
 
     method: str
@@ -59,6 +65,9 @@ class PruningPlan:
     config: dict[str, Any] = field(default_factory=dict)
     command: str | None = None
     format: int = FORMAT
+    removed_hidden: list[int] = field(default_factory=list)
+    removed_projector: dict[str, list[int]] = field(default_factory=dict)
+    norm_factors: dict[str, float] = field(default_factory=dict)
 
     @property
     def kept_layers(self) -> list[int]:
@@ -145,6 +154,7 @@ class PruningPlan:
             heads=_units_left(self.removed_heads, backbone, "heads"),
             channels=_units_left(self.removed_channels, backbone, "channels"),
             twin=self.twin is not None,
+            hidden=self._hidden_left(backbone),
         )
 
     @property
@@ -158,19 +168,54 @@ class PruningPlan:
 
     def removed_units(self, group: Group) -> dict[str, list[int]]:
         """Module name of each block of a group to the units it loses."""
-        return self.removed_heads if group.kind == "heads" else self.removed_channels
+        return getattr(self, f"removed_{group.kind}")
+
+    def _hidden_left(self, backbone: Backbone) -> int | None:
+        if not self.removed_hidden:
+            for key in ("removed_projector", "norm_factors"):
+                if getattr(self, key):
+                    raise UserInputError(f"the plan's {key} goes with removed_hidden, which is empty.")
+            return None
+        if self.removed_layers or self.removed_heads or self.removed_channels:
+            raise UserInputError(
+                "the plan removes dimensions of the hidden size and other parts with them: remove the one, then plan "
+                "the other for what is left."
+            )
+        hidden = _of(backbone, "hidden")
+        _check_indexes("removed_hidden", self.removed_hidden, hidden.size)
+        for name, factor in self.norm_factors.items():
+            if name not in hidden.norms or not 0 < factor < math.inf:
+                raise UserInputError(
+                    f"the plan's norm_factors of {name} must be of a norm of the model, and greater than 0: {factor}."
+                )
+        left = hidden.size - len(self.removed_hidden)
+        inner = _counted(self.removed_projector, hidden.projector) if hidden.projector else None
+        if inner not in (left, None) or (inner is None and self.removed_projector):
+            raise UserInputError(
+                f"the plan removes {len(self.removed_hidden)} dimensions of the hidden size: removed_projector must "
+                "name as many inner channels, or none where the model has none."
+            )
+        return left
 
 
-_REQUIRED = {f.name for f in fields(PruningPlan) if f.name not in {"notes", "scores", "config", "command", "format"}}
+_REQUIRED = {f.name for f in fields(PruningPlan) if f.default is MISSING and f.default_factory is MISSING}
 
 
 def _units_left(removed: dict[str, list[int]], backbone: Backbone, kind: str) -> int | None:
-    if not removed:
-        return None
+    return _counted(removed, _of(backbone, kind)) if removed else None
+
+
+def _of(backbone: Backbone, kind: str) -> Any:
+    """The backbone's group of a kind. Raises UserInputError where there is none."""
     try:
-        group: Group = getattr(backbone, kind)
+        return getattr(backbone, kind)
     except NotExpressibleError as error:
         raise UserInputError(f"the plan removes {kind}, which this model cannot: {error}") from error
+
+
+def _counted(removed: dict[str, list[int]], group: Group) -> int:
+    """How many units of a group every block keeps. Raises UserInputError where the indexes do not fit it."""
+    kind = group.kind
     names = {site.prefix for site in group.sites}
     if names != removed.keys():
         raise UserInputError(f"the plan's removed_{kind} must name every block: {sorted(names ^ removed.keys())[0]}.")

@@ -15,6 +15,7 @@ from ..errors import UserInputError
 from ..importance import Scores
 from ..importance.registry import goes_in_a_row, scored_as
 from .budget import Budget, budget_of, layers_to_remove, removed_with
+from .hidden import hidden_sizes, norm_factors, removed_hidden
 from .plan import PruningPlan
 from .selection import firsts, layer_order, least_runs, weakest
 from .width import width_sizes
@@ -52,6 +53,8 @@ def account(backbone: Backbone, config: PruningConfig, scores: Scores | None = N
         UserInputError: the wish cannot be met.
     """
     budget = budget_of(backbone, config)
+    if config.method == "hidden":
+        return _accounted(backbone, *hidden_sizes(backbone, budget), round(budget.ratio, 6))
     sizes, notes = Sizes(tuple(range(backbone.num_layers))), []
     if config.method != "width":
         by_layers = budget if config.method == "layer" else budget.part(config.layer_share)
@@ -63,7 +66,7 @@ def account(backbone: Backbone, config: PruningConfig, scores: Scores | None = N
         with _said_of(f"by width, after {len(removed)} whole layers" if config.method == "mixed" else None):
             sizes, more = width_sizes(backbone, config, left, sizes.kept_layers, scores)
         notes += more
-    return _accounted(backbone, sizes, round(budget.ratio, 6), notes)
+    return _accounted(backbone, sizes, notes, round(budget.ratio, 6))
 
 
 @contextmanager
@@ -77,7 +80,7 @@ def _said_of(part: str | None) -> Iterator[None]:
         raise UserInputError(f"{part}: {error}") from error
 
 
-def _accounted(backbone: Backbone, sizes: Sizes, requested: float, notes: list[str]) -> Account:
+def _accounted(backbone: Backbone, sizes: Sizes, notes: list[str], requested: float) -> Account:
     try:
         built = backbone.built(sizes)
     except NotExpressibleError as error:
@@ -109,7 +112,7 @@ def checked(plan: PruningPlan, backbone: Backbone) -> PruningPlan:
 
 def worked_out(plan: PruningPlan, backbone: Backbone, notes: list[str]) -> PruningPlan:
     """A plan with its figures worked out anew from what it removes, and these notes. Raises as `checked`."""
-    made = _accounted(backbone, plan.sizes(backbone), plan.ratio.get("requested", 0.0), notes)
+    made = _accounted(backbone, plan.sizes(backbone), notes, plan.ratio.get("requested", 0.0))
     return replace(plan, parameters=made.parameters, ratio=made.ratio, config_changes=made.config_changes, notes=notes)
 
 
@@ -130,6 +133,7 @@ def make_plan(backbone: Backbone, config: PruningConfig, scores: Scores) -> Prun
     scores = scores.weighted(config.modality_weights)
     backbone = backbone.without(scores.left_out)
     made = account(backbone, config, scores)
+    dimensions, inner, factors = _removed_hidden(backbone, scores, made.sizes.hidden)
     return PruningPlan(
         method=config.method,
         importance=config.importance,
@@ -143,9 +147,12 @@ def make_plan(backbone: Backbone, config: PruningConfig, scores: Scores) -> Prun
         config_changes=made.config_changes,
         parameters=made.parameters,
         ratio=made.ratio,
-        notes=[*made.notes, *_weights(config)],
+        notes=[*made.notes, *_weights(config), *_factors_in_words(factors)],
         scores=scores.fingerprint,
         config=config.to_dict(),
+        removed_hidden=dimensions,
+        removed_projector=inner,
+        norm_factors=factors,
     )
 
 
@@ -195,6 +202,22 @@ def _removed_units(backbone: Backbone, scores: Scores, kind: str, kept: int | No
     sets = group.stride
     removed = weakest(scores.of(group), group.units - kept, sets)
     return {site.prefix: units for site, units in zip(group.sites, removed, strict=True)}
+
+
+def _removed_hidden(
+    backbone: Backbone, scores: Scores, kept: int | None
+) -> tuple[list[int], dict[str, list[int]], dict[str, float]]:
+    if kept is None:
+        return [], {}, {}
+    dimensions, inner = removed_hidden(backbone.hidden, scores, kept)
+    return dimensions, inner, norm_factors(backbone.hidden, scores, dimensions)
+
+
+def _factors_in_words(factors: dict[str, float]) -> list[str]:
+    if not factors:
+        return []
+    low, high = min(factors.values()), max(factors.values())
+    return [f"norms multiplied by {low:.3f} to {high:.3f}, so that they give what they gave on the calibration rows"]
 
 
 def _head_unit(backbone: Backbone, sizes: Sizes) -> str:

@@ -13,7 +13,7 @@ from ..planning import PruningPlan
 
 def repair_method(config: PruningConfig) -> str | None:
     """What a config has done where there are rows, "least-squares" or "linear-map"; None where it reads none."""
-    if config.merges:
+    if config.merges or config.method == "hidden":
         return None
     return {"none": None, "auto": "least-squares"}.get(config.repair, config.repair)
 

@@ -10,7 +10,8 @@ from ..backbone import Backbone, Group, NotExpressibleError, refuse_offloaded, w
 from ..backbone.skeleton import attention_implementations
 from ..errors import UserInputError
 from ..planning import PruningPlan
-from .slicing import cuts_of, sliced
+from .hidden import Narrowing
+from .slicing import cuts_of, hidden_cuts, sliced
 
 
 def pruned_model(
@@ -29,21 +30,29 @@ def pruned_model(
             then those of both, and neither may be changed.
 
     Raises:
-        UserInputError: the plan does not fit the model, or some weights are offloaded.
+        UserInputError: the plan does not fit the model, some weights are offloaded, or with a smaller hidden size the
+            architecture computes something else.
     """
     refuse_offloaded(model)
     sizes = plan.sizes(backbone)
     try:
         backbone.built(sizes)
         groups = _located_groups(model, backbone, plan)
+        narrowing = None if sizes.hidden is None else Narrowing(model, backbone.hidden)
     except NotExpressibleError as error:
         raise UserInputError(f"this architecture's config cannot express the plan: {error}") from error
     fresh = _empty_model(model, backbone, plan)
     device, device_map = model.device, getattr(model, "hf_device_map", None)
-    state = dict(sliced(model, backbone, plan, cuts_of(plan, groups), keep_original))
+    cuts = cuts_of(plan, groups) if narrowing is None else hidden_cuts(plan, backbone.hidden)
+    if narrowing is not None:
+        narrowing.foresee(model, fresh, plan)
+    state = dict(sliced(model, backbone, plan, cuts, keep_original))
     fresh.load_state_dict(state, strict=True, assign=True)
     fresh.tie_weights()
-    return _placed(fresh, device, _device_map(device_map, backbone, plan))
+    placed = _placed(fresh, device, _device_map(device_map, backbone, plan))
+    if narrowing is not None:
+        narrowing.finish(placed)
+    return placed
 
 
 def _located_groups(model: PreTrainedModel, backbone: Backbone, plan: PruningPlan) -> list[Group]:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ..backbone import Axis, Backbone, Group
+from ..backbone import Axis, Backbone, Group, Hidden
 from ..planning import PruningPlan
 
 
@@ -21,6 +21,15 @@ def cuts_of(plan: PruningPlan, groups: Sequence[Group]) -> Cuts:
             left = [unit for unit in range(group.units) if unit not in gone]
             for axis in site.axes:
                 cuts.setdefault(axis.tensor, []).append((axis, left))
+    return cuts
+
+
+def hidden_cuts(plan: PruningPlan, hidden: Hidden) -> Cuts:
+    """As `cuts_of`, of the residual stream and of what must be as wide."""
+    cuts = cuts_of(plan, [hidden.projector] if hidden.projector else [])
+    left = [i for i in range(hidden.size) if i not in set(plan.removed_hidden)]
+    for axis in hidden.axes:
+        cuts.setdefault(axis.tensor, []).append((axis, left))
     return cuts
 
 

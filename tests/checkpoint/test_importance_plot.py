@@ -137,6 +137,17 @@ def test_scores_of_nothing(figure):
     assert [bar.get_width() for bar in lost.patches] == [0, 0]
 
 
+def test_the_hidden_size(figure):
+    scores = Scores({"hidden": torch.tensor([3.0, 1, 4, 2]), "layers": torch.zeros(2)})
+    made = SimpleNamespace(method="hidden", importance="activation", removed_hidden=[1, 2])
+    drawn = figure(scores, made)
+    (axes,) = drawn.axes
+    stays, gone = ({round(y, 3) for _, y in area.get_paths()[0].vertices} - {0.0} for area in axes.collections)
+    # Dimension 2 goes although it is the most important, as in an edited plan.
+    assert (stays, gone) == ({3.0, 2.0}, {4.0, 1.0})
+    assert [text.get_text() for text in drawn.legends[0].get_texts()] == ["stays (2)", "goes (2)"]
+
+
 @pytest.mark.parametrize(
     ("method", "importance"), [("width", "random"), ("width", "magnitude_l2"), ("layer", "random")]
 )

@@ -191,7 +191,7 @@ class TestNames:
     @pytest.mark.parametrize(
         ("words", "line"),
         [
-            (("--method", "depth"), "unknown method 'depth': use one of auto, layer, width, mixed."),
+            (("--method", "depth"), "unknown method 'depth': use one of auto, layer, width, mixed, hidden."),
             (("--importance", "gradient"),
              "unknown importance 'gradient': use one of activation, angular, block_influence, fluctuation, loss, "
              "magnitude, magnitude_l1, magnitude_l2, merge, random, reconstruction, taylor, taylor_group, "

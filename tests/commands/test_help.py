@@ -66,7 +66,7 @@ def test_the_metrics_of_the_help_are_those_of_the_registry(parser):
     for part in text.split("; "):
         method, _, names = part.partition(": ")
         named[method] = names.split(", ")
-    assert named.keys() == {"width", "layer"}
+    assert named.keys() == {"width", "layer", "hidden"}
     for method, names in named.items():
         assert f"{default_metric(method)} (default)" in names
         assert [name.removesuffix(" (default)") for name in names] == metrics_for(method)

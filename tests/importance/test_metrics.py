@@ -15,7 +15,8 @@ from optimum_mllm_prune.importance.registry import default_metric, metrics_for
 from optimum_mllm_prune.importance.taylor import Taylor
 
 
-PAIRS = [(method, name) for name, methods in METRICS.items() for method in methods]
+# Those of method "hidden" are in test_hidden.py.
+PAIRS = [(method, name) for name, methods in METRICS.items() for method in methods if method != "hidden"]
 # Of whole layers in sequence: test_layer_metrics.py has their references.
 IN_SEQUENCE = {"angular", "loss", "merge"}
 SCORED = [pair for pair in PAIRS if pair[1] not in {"random", *IN_SEQUENCE}]
@@ -302,6 +303,7 @@ def test_a_layer_that_does_nothing_has_no_influence():
 
 def test_the_defaults_and_the_papers_numbers_of_rows():
     assert (default_metric("layer"), default_metric("width")) == ("block_influence", "reconstruction")
+    assert default_metric("hidden") == "activation"
     assert METRICS["taylor"]["width"].samples == 10
     assert METRICS["block_influence"]["layer"].samples == 50
 

@@ -376,4 +376,4 @@ def test_a_method_that_is_none():
     data = asdict(width_plan()) | {"method": "depth"}
     with pytest.raises(UserInputError) as error:
         PruningPlan.from_dict(data)
-    assert str(error.value) == "the plan's method 'depth' is none of layer, width, mixed: write it again."
+    assert str(error.value) == "the plan's method 'depth' is none of layer, width, mixed, hidden: write it again."
