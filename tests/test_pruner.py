@@ -106,11 +106,13 @@ class TestInMemory:
         assert list(tmp_path.iterdir()) == []
 
     def test_rows_need_a_processor(self):
-        with pytest.raises(UserInputError, match=r"^importance 'taylor' needs a processor to read rows"):
+        with pytest.raises(UserInputError, match=r"^importance 'reconstruction' needs a processor to read rows"):
             MLLMPruner(tiny_llava.model()).plan(PruningConfig(), dataset=tiny_llava.rows())
 
     def test_a_metric_of_data_needs_rows(self):
-        with pytest.raises(UserInputError, match=r"^importance 'taylor' needs calibration rows: give a dataset"):
+        with pytest.raises(
+            UserInputError, match=r"^importance 'reconstruction' needs calibration rows: give a dataset"
+        ):
             MLLMPruner(tiny_llava.model(), tiny_llava.processor()).plan(PruningConfig())
 
     def test_a_plan_of_another_model_is_refused(self):
@@ -313,7 +315,7 @@ class TestScoresOfAPlan:
         made.prune(first)
         report = made.save_pretrained(tmp_path / "out")
         assert Scores.load(tmp_path / "out").fingerprint == first.scores
-        assert (report.calibration["samples"], report.calibration["importance"]) == (3, "taylor")
+        assert (report.calibration["samples"], report.calibration["importance"]) == (3, "reconstruction")
 
     def test_scores_that_were_given_keep_what_is_known_of_them(self, unverified, tmp_path):
         made = MLLMPruner(tiny_llava.model(), tiny_llava.processor())

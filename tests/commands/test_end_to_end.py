@@ -139,7 +139,7 @@ class TestScript:
         }
         calibration = report["calibration"]
         assert calibration["dataset"] == rows.name
-        assert (calibration["samples"], calibration["seed"], calibration["importance"]) == (6, 42, "taylor")
+        assert (calibration["samples"], calibration["seed"], calibration["importance"]) == (6, 42, "reconstruction")
         assert calibration["tokens"]["image"] == 6 * 16
         assert calibration["tokens"].keys() == {"image", "prompt", "answer"}
 
@@ -163,7 +163,7 @@ class TestScript:
             "heads": (torch.float32, (tiny_llava.LAYERS, tiny_llava.KV_HEADS)),
             "channels": (torch.float32, (tiny_llava.LAYERS, tiny_llava.CHANNELS)),
         }
-        # Of layers alone, as taylor mixes the tokens: sums by modality.
+        # Of layers alone, as errors are of all tokens together: sums by modality.
         by_modality = (torch.float64, (tiny_llava.LAYERS, 3))
         assert {name: shapes[name] for name in shapes.keys() - plain.keys()} == {
             "layers.total": by_modality,
@@ -482,5 +482,5 @@ def test_model_alone_takes_the_default_set(command, llava, cwd, monkeypatch):
     assert done.code == 0, done.err
     report = report_of(cwd / "tiny-llava-pruned")
     assert report["calibration"]["dataset"] == DEFAULT_DATASET
-    assert report["calibration"]["samples"] == 10
-    assert plan_of(cwd / "tiny-llava-pruned")["importance"] == "taylor"
+    assert report["calibration"]["samples"] == 12
+    assert plan_of(cwd / "tiny-llava-pruned")["importance"] == "reconstruction"

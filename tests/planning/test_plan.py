@@ -33,7 +33,7 @@ def scores_for(backbone, layer="block_influence", width="taylor", seed=0):
 
 def width_plan(family="llava_llama_gqa", **wish):
     backbone = backbone_of(family, wish.get("head_unit", "auto"))
-    return make_plan(backbone, PruningConfig(**{"ratio": 0.3, **wish}), scores_for(backbone))
+    return make_plan(backbone, PruningConfig(**{"ratio": 0.3, "importance": "taylor", **wish}), scores_for(backbone))
 
 
 def layer_plan(family="llava_llama_gqa", layers=2):
@@ -65,7 +65,7 @@ def test_layers_in_a_row_need_scores_of_runs():
 def test_every_block_loses_its_weakest_units(family):
     backbone = backbone_of(family)
     scores = scores_for(backbone)
-    plan = make_plan(backbone, PruningConfig(ratio=0.3), scores)
+    plan = make_plan(backbone, PruningConfig(ratio=0.3, importance="taylor"), scores)
     sizes = plan.sizes(backbone)
     for group in backbone.groups()[0]:
         kept = getattr(sizes, group.kind)
@@ -95,7 +95,7 @@ def test_the_layers_with_the_lowest_scores_go():
 def test_a_plan_says_where_it_comes_from():
     backbone = backbone_of("llava_llama_gqa")
     scores = scores_for(backbone)
-    config = PruningConfig(ratio=0.3, base_model="someone/some-model", base_model_revision="abc")
+    config = PruningConfig(ratio=0.3, importance="taylor", base_model="someone/some-model", base_model_revision="abc")
     plan = make_plan(backbone, config, scores)
     assert plan.model == {
         "model_type": "llava",
@@ -156,7 +156,7 @@ def test_the_fingerprint_is_of_names_and_shapes():
 def test_scores_of_another_model():
     backbone = backbone_of("llava_llama_gqa")
     scores = scores_for(backbone_of("llava_llama"))
-    assert reason_of(lambda: make_plan(backbone, PruningConfig(), scores)) == (
+    assert reason_of(lambda: make_plan(backbone, PruningConfig(importance="taylor"), scores)) == (
         "the scores were made for another model: calibrate this one."
     )
 
@@ -172,7 +172,7 @@ def test_scores_of_another_metric():
 @pytest.mark.parametrize(("made_with", "wished"), [("query", "auto"), ("auto", "query"), ("query", "group")])
 def test_scores_of_another_head_unit(made_with, wished):
     scores = scores_for(backbone_of("llava_llama_gqa", made_with))
-    wish = PruningConfig(ratio=0.4, head_unit=wished)
+    wish = PruningConfig(ratio=0.4, importance="taylor", head_unit=wished)
     line = reason_of(lambda: make_plan(backbone_of("llava_llama_gqa", wished), wish, scores))
     assert line.startswith("the scores are of ") and line.endswith(
         "take the head unit they were made with, or calibrate again."
@@ -183,7 +183,7 @@ def test_scores_of_another_head_unit(made_with, wished):
 def test_scores_that_lack_a_kind(kind):
     scores = scores_for(backbone_of("llava_llama_gqa"))
     del scores.tensors[kind]
-    wish = PruningConfig(num_layers=1) if kind == "layers" else PruningConfig(ratio=0.4)
+    wish = PruningConfig(num_layers=1) if kind == "layers" else PruningConfig(ratio=0.4, importance="taylor")
     line = reason_of(lambda: make_plan(backbone_of("llava_llama_gqa"), wish, scores))
     assert line.startswith("the scores hold no ") and line.endswith(": calibrate again.")
 
