@@ -59,7 +59,7 @@ def _add(
 ) -> None:
     # Blocks outside the decoder see image features only.
     states, here = by_sample(states, None if layer is None else real[number])
-    x = states[here]
+    x = states[here.bool()]
     if key not in grams:
         grams[key] = torch.zeros(x.shape[1], x.shape[1], dtype=torch.float64, device=x.device)
     grams[key] += (x.T @ x).to(grams[key])

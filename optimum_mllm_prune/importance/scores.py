@@ -91,6 +91,7 @@ class Scores:
         found = self.tensors.get(RUNS)
         if found is None or tuple(found.shape) != (num_layers, num_layers):
             raise UserInputError(f"the scores hold no score for each run of {num_layers} layers: calibrate again.")
+        return found
 
     def weighted(self, weights: Mapping[str, float] | None) -> "Scores":
         """The same where tokens count differently: exactly what a calibration with these weights would give.

@@ -9,8 +9,9 @@ from ..backbone import Backbone, Hidden, NotExpressibleError, Sizes
 from ..backbone.skeleton import count_backbone_parameters, count_parameters
 from ..errors import UserInputError
 from ..importance import Scores
-from .budget import Budget, channel_multiple
+from .budget import Budget
 from .selection import weakest
+from .width import channel_multiple
 
 
 # Kernels read 16 bytes at a time, eight numbers of a 16-bit format; those of experts do not run otherwise.

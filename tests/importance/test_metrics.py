@@ -167,8 +167,9 @@ def rank_correlation(one, other):
 )
 def test_no_two_metrics_are_secretly_the_same(method, one, other):
     """Neither rises, nor falls, with the other, but for what rounding may turn round."""
-    for kind, scores in scores_as_batched(method, one).items():
-        assert abs(rank_correlation(scores, scores_as_batched(method, other)[kind])) < 0.995, kind
+    both = scores_as_batched(method, one), scores_as_batched(method, other)
+    for kind in both[0].keys() & both[1].keys():
+        assert abs(rank_correlation(both[0][kind], both[1][kind])) < 0.995, kind
 
 
 @pytest.mark.parametrize("method", ["layer", "width"])
