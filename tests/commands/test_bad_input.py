@@ -289,7 +289,7 @@ class TestNames:
 
     def test_weights_of_modalities_for_a_metric_that_mixes_them(self, refused, llava, rows):
         assert refused("--model", llava, "--dataset", rows, "--modality-weights", "image=0") == (
-            "importance 'taylor' does not keep tokens apart by modality: leave modality_weights out, or use one of "
+            "importance 'reconstruction' does not keep tokens apart by modality: leave modality_weights out, or use one of "
             "taylor_group, activation, wanda, fluctuation."
         )
         assert refused("--model", llava, "--dataset", rows, "--importance=wanda", "--modality-weights", "video=0") == (
