@@ -37,17 +37,12 @@ class Judge:
         return losses.sum().item() / self._tokens if self._tokens else None
 
 
-def changed(before: Tensor, after: Tensor) -> int:
-    """1 where the answers became likelier, -1 where less likely, 0 where it cannot be told.
+def likelier(before: Tensor, after: Tensor) -> bool:
+    """Whether the answers became likelier: losses of the same rows, fp64 (rows,) nats; not where there are none."""
+    return bool(after.sum() < before.sum())
 
-    It can where the mean over rows is further from 0 than its standard error.
 
-    Args:
-        before: fp64 (rows,) nats.
-        after: of the same rows.
-    """
-    gain = before - after
-    if len(gain) < 2:
-        return 0
-    error = gain.std() / len(gain) ** 0.5
-    return int(gain.mean() > error) - int(-gain.mean() > error)
+def surely_less_likely(before: Tensor, after: Tensor) -> bool:
+    """Whether the answers became less likely, by more than the standard error of the mean over rows; as above."""
+    loss = after - before
+    return len(loss) > 1 and bool(loss.mean() > loss.std() / len(loss) ** 0.5)

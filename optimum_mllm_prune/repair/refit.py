@@ -16,7 +16,7 @@ from ..calibration.batches import Batch, Modality, batches
 from ..calibration.engine import evaluating
 from ..calibration.walk import Walk, input_of, output_of
 from ..planning import PruningPlan
-from .judge import Judge, changed
+from .judge import Judge, likelier, surely_less_likely
 from .least_squares import best_ridge, ridge_solution
 from .maps import Pair, assign, moments_of, with_bias
 from .merge import Merge, merge
@@ -47,8 +47,8 @@ def repair(
     went, every `o_proj` and `down_proj` is fitted to what the original's gives at the same tokens. Where layers went,
     the `down_proj` before them is fitted to what the stream is after them in the original. A map is changed only where
     that lowers its error on rows that it was not fitted to, and before removed layers only where it makes the answers
-    of these likelier; all is undone should they be less likely in the end. A plan that merges its layers is merged
-    instead; then no row is read.
+    of these likelier; all is undone should they surely be less likely in the end. A plan that merges its layers is
+    merged instead; then no row is read.
 
     Args:
         original: the whole model.
@@ -119,9 +119,9 @@ class _Walks:
         self.ours.advance()
 
     def kept(self, first: Tensor) -> Tensor:
-        """Losses of the answers in the end, `first` before; all is as it was cut should they be less likely now."""
+        """Losses of the answers in the end, `first` before; all is as it was cut should they surely be less likely."""
         last = self.judge.losses()
-        if changed(first, last) >= 0:
+        if not surely_less_likely(first, last):
             return last
         for map, weight, bias in reversed(self._replaced):
             _restore(map, weight, bias)
@@ -156,7 +156,7 @@ class _Walks:
             losses = None if share is None else self.judge.losses()
             found = ridge_solution(fit, unchanged, ridge)
             put(found)
-            if losses is None or changed(losses, self.judge.losses()) > 0:
+            if losses is None or likelier(losses, self.judge.losses()):
                 error = held_out.error(found)
                 self._replaced.append(old)
             else:

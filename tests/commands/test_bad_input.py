@@ -289,8 +289,8 @@ class TestNames:
 
     def test_weights_of_modalities_for_a_metric_that_mixes_them(self, refused, llava, rows):
         assert refused("--model", llava, "--dataset", rows, "--modality-weights", "image=0") == (
-            "importance 'reconstruction' does not keep tokens apart by modality: leave modality_weights out, or use one of "
-            "taylor_group, activation, wanda, fluctuation."
+            "importance 'reconstruction' does not keep tokens apart by modality: leave modality_weights out, or use "
+            "one of taylor_group, activation, wanda, fluctuation."
         )
         assert refused("--model", llava, "--dataset", rows, "--importance=wanda", "--modality-weights", "video=0") == (
             "modality_weights has 'video': it takes image, prompt, answer."
