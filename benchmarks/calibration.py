@@ -20,7 +20,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 
 from optimum_mllm_prune.backbone import Backbone, with_layouts
 from optimum_mllm_prune.calibration.batches import Batch, Modality
-from optimum_mllm_prune.calibration.engine import answer_loss, run_calibration
+from optimum_mllm_prune.calibration.engine import answer_loss, evaluating, run_calibration
 from optimum_mllm_prune.checkpoint import peak_memory
 from optimum_mllm_prune.importance import METRICS, Subject
 
@@ -29,11 +29,12 @@ METHODS = {
     "block_influence": "layer",
     "activation": "width",
     "wanda": "width",
+    "reconstruction": "width",
     "taylor_group": "width",
     "taylor": "width",
 }
 FLOORS = {"forward": "forward", "forward and backward": "forward and backward", "naive taylor": "forward and backward"}
-FLOORS |= dict.fromkeys(("block_influence", "activation", "wanda"), "forward")
+FLOORS |= dict.fromkeys(("block_influence", "activation", "wanda", "reconstruction"), "forward")
 FLOORS |= dict.fromkeys(("taylor_group", "taylor"), "forward and backward")
 
 
@@ -71,6 +72,11 @@ def runner(name: str, model: PreTrainedModel, batch: Batch) -> Callable[[], None
 
     def calibrate() -> None:
         observer = metric.create(subject)
+        if metric.needs == "rows":
+            with evaluating(model), torch.no_grad():
+                observer.run([batch])
+            observer.scores()
+            return
         layers, backward = subject.layers, metric.needs == "backward"
         run_calibration(model, [batch], [observer], layers, backward)
         observer.scores()

@@ -33,8 +33,9 @@ class PruningReport:
         peak_memory_bytes: {"cpu", "gpu"}: the largest resident set of this process, and the largest GPU allocation.
         calibration: {"dataset", "samples", "tokens" by modality, "seed", "importance"}; None where weights decided.
         environment: versions and machine, no names.
-        repair: {"method", "rows", "tokens", "refitted", "left_alone", "error_before", "error_after", "notes"}, or of
-            merged layers {"method", "merged"}; None where nothing was repaired.
+        repair: {"method", "rows", "tokens", "refitted", "left_alone", "error_before", "error_after",
+            "answer_loss_before", "answer_loss_after", "notes"}, or of merged layers {"method", "merged"}; None where
+            nothing was repaired.
     """
 
     parameters: dict[str, int]

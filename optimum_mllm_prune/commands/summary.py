@@ -110,4 +110,6 @@ def repair_text(repair: Repair | Merge) -> str:
     changed = f"repaired: {told['refitted']} of {len(repair.refits)} linear maps refitted on {repair.rows} rows"
     if told["refitted"]:
         changed += f"; error on held-out rows {told['error_before']:.3g} -> {told['error_after']:.3g}"
+        if repair.loss_before is not None:
+            changed += f", loss of their answers {repair.loss_before:.3g} -> {repair.loss_after:.3g} nats a token"
     return "\n".join([changed, *repair.notes])
