@@ -34,7 +34,6 @@ RUNS = {
     "width, taylor": ["--method", "width", "--importance", "taylor"],
     "width, taylor, not repaired": ["--method", "width", "--importance", "taylor", "--repair", "none"],
     "layers": ["--method", "layer"],
-    "layers, not repaired": ["--method", "layer", "--repair", "none"],
 }
 
 

@@ -64,8 +64,7 @@ class PruningConfig(BaseConfig):
             what the original's give, and before removed layers what is in the stream after these; "linear-map" maps
             only the output of the MLP before removed layers (method "layer"); "merge" merges every layer that goes
             into the nearest one before it that stays (method "layer"); "none" leaves all as it was cut; "auto" merges
-            where the importance is "merge" and is "least-squares" otherwise, where there are calibration rows; of
-            method "hidden" it is "none".
+            where the importance is "merge", and is "least-squares" where width goes and there are calibration rows.
         repair_samples: rows to refit on, of the same data.
         steps: in how many steps the plan is made (methods "layer" and "width"): each scores what the last one left,
             repaired. Worth its time where much goes.

@@ -12,10 +12,15 @@ from ..planning import PruningPlan
 
 
 def repair_method(config: PruningConfig) -> str | None:
-    """What a config has done where there are rows, "least-squares" or "linear-map"; None where it reads none."""
-    if config.merges or config.method == "hidden":
+    """What a config has done where there are rows, "least-squares" or "linear-map"; None where it reads none.
+
+    By itself only where width goes: what refits gained for removed layers was within chance (docs/zero_shot.md).
+    """
+    if config.merges or config.repair == "none":
         return None
-    return {"none": None, "auto": "least-squares"}.get(config.repair, config.repair)
+    if config.repair == "auto":
+        return "least-squares" if config.method in ("width", "mixed") else None
+    return config.repair
 
 
 def config_of(plan: PruningPlan) -> PruningConfig:

@@ -235,9 +235,10 @@ class TestPruner:
         ("wish", "dataset"),
         [
             ({"repair": "none"}, True),
+            ({"method": "layer", "ratio": 0.2, "importance": "magnitude"}, True),
             ({}, False),
         ],
-        ids=["not wanted", "no rows"],
+        ids=["not wanted", "layers", "no rows"],
     )
     def test_it_is_not_repaired(self, wish, dataset):
         made = pruner()
@@ -253,5 +254,6 @@ class TestPruner:
         wanted = {
             key: repair_method(PruningConfig(num_layers=2, repair=key)) for key in ("auto", "none", "linear-map")
         }
-        assert wanted == {"auto": "least-squares", "none": None, "linear-map": "linear-map"}
+        assert wanted == {"auto": None, "none": None, "linear-map": "linear-map"}
+        assert repair_method(PruningConfig(num_layers=2, repair="least-squares")) == "least-squares"
         assert repair_method(PruningConfig()) == repair_method(PruningConfig(method="mixed")) == "least-squares"
