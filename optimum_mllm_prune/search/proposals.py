@@ -17,6 +17,8 @@ from ..planning.width import LARGEST_STEP
 # How fast heads go compared with MLP channels: as in the paper, half as fast, not at all.
 _HEAD_SHARES = (1.0, 0.5, 0.0)
 _ENDS = (1.0, 0.0)
+# How much more is tried at a time where the split by errors leaves too much.
+_MORE = 0.005
 # How much of a mixture is whole layers.
 _LAYER_SHARES = (1 / 3, 2 / 3)
 
@@ -84,6 +86,11 @@ def _small_enough(
     whole = backbone.without(scores.left_out)
     ratio = least_ratio(whole, wish, meets)
     plan = ratio and make_plan(backbone, _changed(wish, ratio=ratio, target_params=None), scores)
+    by_errors = plan and wish.head_share == AUTO
+    while by_errors and ratio < 1 - _MORE and not meets(plan.sizes(whole), plan.parameters["after"]):
+        # The ratio was found for an even split between heads and MLP.
+        ratio = round(ratio + _MORE, 6)
+        plan = make_plan(backbone, _changed(wish, ratio=ratio, target_params=None), scores)
     # Layers are not all alike, and which of them go is known only now.
     if not plan or not meets(plan.sizes(whole), plan.parameters["after"]):
         raise UserInputError("no size of it is as small as was asked for")
@@ -91,7 +98,7 @@ def _small_enough(
 
 
 def _wishes(config: PruningConfig, scores: Scores) -> Iterator[tuple[str, PruningConfig]]:
-    yield "layers", _changed(config, method="layer", importance=scores.metrics["layer"])
+    yield "layers", _changed(config, method="layer", importance=scores.metrics["layer"], head_share=1.0)
     measured = (AUTO,) if config.importance in METRICS_OF_ERRORS else ()
     for head_share in (*measured, *_HEAD_SHARES):
         yield _width_name(head_share), _changed(config, method="width", head_share=head_share)

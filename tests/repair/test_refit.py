@@ -170,7 +170,7 @@ def test_the_original_is_not_touched():
 def test_answers_come_back(ratio):
     """The gain on the embedded model, on rows that nothing was fitted to."""
     made = pruner()
-    plan = made.plan(PruningConfig(method="width", ratio=ratio), rows(10))
+    plan = made.plan(PruningConfig(method="width", importance="taylor", ratio=ratio), rows(10))
     cut = pruned_model(made.model, made.backbone(), plan, keep_original=True)
     test = data()["test"]
 
