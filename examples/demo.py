@@ -33,6 +33,7 @@ RUNS = {
     "width, not repaired": ["--method", "width", "--repair", "none"],
     "width, taylor": ["--method", "width", "--importance", "taylor"],
     "width, taylor, not repaired": ["--method", "width", "--importance", "taylor", "--repair", "none"],
+    "width, random": ["--method", "width", "--importance", "random"],
     "layers": ["--method", "layer"],
 }
 

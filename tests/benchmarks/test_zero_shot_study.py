@@ -90,7 +90,12 @@ def test_what_is_removed_is_not_read_and_the_ends_stay(pruner, scores, inputs, w
         for kind in whole
     }
     plan = SimpleNamespace(
-        removed_layers=[], removed_heads=everywhere["heads"], removed_channels=everywhere["channels"]
+        removed_hidden=[],
+        removed_projector={},
+        norm_factors={},
+        removed_layers=[],
+        removed_heads=everywhere["heads"],
+        removed_channels=everywhere["channels"],
     )
     before = logits(pruner.model, inputs)
     with masked(pruner.model, backbone, plan) as hooked:
