@@ -130,8 +130,8 @@ def _add_importance(parser: ArgumentParser) -> None:
     group.add_argument(
         "--importance",
         help="width: taylor, taylor_second, taylor_mixed, taylor_group, activation, wanda, fluctuation, "
-        "reconstruction (default), magnitude_l1, magnitude_l2, random; layer: block_influence (default), angular, loss, "
-        "merge, magnitude, random; hidden: activation (default), magnitude_l2, random",
+        "reconstruction (default), magnitude_l1, magnitude_l2, random; layer: block_influence (default), angular, "
+        "loss, merge, magnitude, random; hidden: activation (default), magnitude_l2, random",
     )
     add_flag(
         group,
