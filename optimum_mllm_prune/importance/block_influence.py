@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 from torch.utils.hooks import RemovableHandle
 
+from ..calibration.stream import entering, leaving
 from .observer import MODALITIES, TINY, ByModality, Statistics, Subject, by_sample
 
 
@@ -39,10 +40,8 @@ class BlockInfluence(ByModality):
 
     def _hook(self, index: int) -> callable:
         def after(_: nn.Module, args: tuple, kwargs: dict, output: Tensor | tuple) -> None:
-            entering = args[0] if args else kwargs["hidden_states"]
-            leaving = output if isinstance(output, Tensor) else output[0]
-            before, modality = by_sample(entering, self.modality)
-            turned = 1 - cosine_similarity(before, by_sample(leaving, self.modality)[0], dim=-1)
+            before, modality = by_sample(entering(args, kwargs), self.modality)
+            turned = 1 - cosine_similarity(before, by_sample(leaving(output), self.modality)[0], dim=-1)
             for number, one in enumerate(MODALITIES):
                 here = modality == one
                 self.total[index, number] += turned[here].double().sum().cpu()

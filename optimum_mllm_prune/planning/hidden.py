@@ -11,7 +11,7 @@ from ..errors import UserInputError
 from ..importance import Scores
 from .budget import Budget
 from .selection import weakest
-from .width import channel_multiple
+from .width import channel_multiple, removes_nothing
 
 
 # Kernels read 16 bytes at a time, eight numbers of a 16-bit format; those of experts do not run otherwise.
@@ -33,9 +33,7 @@ def hidden_sizes(backbone: Backbone, budget: Budget) -> tuple[Sizes, list[str]]:
     step = max(channel_multiple(size, 1 / size), gcd(size, LEAST_MULTIPLE))
     kept = _nearest(backbone, whole, _wanted(backbone, whole, budget, count), step)
     if kept == size:
-        raise UserInputError(
-            f"ratio {budget.ratio:.4f} removes nothing: less than half a step of this architecture, ask for more."
-        )
+        raise removes_nothing(budget)
     note = (
         f"hidden size: {size} -> {kept} in all layers, embeddings, head and projector, rounded to a multiple of {step}"
     )

@@ -42,9 +42,7 @@ def width_sizes(
     pace = config.head_share if len(groups) == 2 and config.head_share != AUTO else 1.0
     sizes, more = width.at_pace(pace)
     if sizes.heads is None and sizes.channels is None:
-        raise UserInputError(
-            f"ratio {budget.ratio:.4f} removes nothing: less than half a step of this architecture, ask for more."
-        )
+        raise removes_nothing(budget)
     return sizes, notes + more
 
 
@@ -119,10 +117,7 @@ class _Width:
                 found = True
                 yield sizes, f"{self._head_words(heads, kept, choices[kept])}; {note}"
         if not found:
-            raise refused or UserInputError(
-                f"ratio {self.budget.ratio:.4f} removes nothing: less than half a step of this architecture, "
-                "ask for more."
-            )
+            raise refused or removes_nothing(self.budget)
 
     def _head_choices(self, heads: Group) -> dict[int, bool]:
         """Numbers of heads that a checkpoint can have, the present one among them, to "needs the twin"."""
@@ -171,6 +166,13 @@ class _Width:
         except NotExpressibleError as error:
             raise UserInputError(f"this architecture cannot express {kept} MLP channels: {error}") from error
         return candidate, words
+
+
+def removes_nothing(budget: Budget) -> UserInputError:
+    """What is told where the nearest size is the present one."""
+    return UserInputError(
+        f"ratio {budget.ratio:.4f} removes nothing: less than half a step of this architecture, ask for more."
+    )
 
 
 def channel_multiple(width: int, share_of_one: float) -> int:
