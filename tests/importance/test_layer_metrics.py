@@ -21,7 +21,7 @@ from optimum_mllm_prune.calibration.walk import Walk
 from optimum_mllm_prune.importance import Subject
 from optimum_mllm_prune.importance.angular import AngularDistance
 from optimum_mllm_prune.importance.greedy import greedy_scores
-from optimum_mllm_prune.importance.scores import runs_within
+from optimum_mllm_prune.importance.runs import runs_within
 
 
 # A plain one, DeepStack, a hybrid of linear and full attention, cross-attention.

@@ -7,8 +7,7 @@ import torch
 from families import FAMILIES
 from importance.naive import batch_of, seen, subject_of
 
-from optimum_mllm_prune.repair.least_squares import Moments, ridge_solution
-from optimum_mllm_prune.repair.refit import RIDGES
+from optimum_mllm_prune.repair.least_squares import RIDGES, Moments, ridge_solution
 
 
 FAMILY = "llava_llama_biased"
