@@ -87,7 +87,7 @@ def load_model(
     if quantization is not None:
         hub["quantization_config"] = _quantized(quantization)
         # It cannot be moved once it is loaded.
-        device_map = device_map or {"": device or _first_device()}
+        device_map = device_map or {"": device or first_device()}
     try:
         with quiet():
             # Weights of another shape are told by name below, which transformers does only in its report.
@@ -102,7 +102,7 @@ def load_model(
                 **hub,
             )
         if device_map is None:
-            model = model.to(device or _first_device())
+            model = model.to(device or first_device())
     except (SafetensorError, EOFError) as error:
         raise UserInputError(
             f"the weights of '{model_id}' are damaged or cut short ({first_line(error)}): fetch them again."
@@ -118,6 +118,11 @@ def load_model(
         strange = sorted(str(key) for key in found["unexpected_keys"])
         logger.warning(f"{len(strange)} tensors belong to no weight and are left out (first: {strange[0]}).")
     return model.eval()
+
+
+def first_device() -> str:
+    """Where a model goes if nothing else is said: the first GPU, else the CPU."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def check_device(device: str | None) -> None:
@@ -161,10 +166,6 @@ def with_origin(
     if config.dataset is not None:
         config.dataset = public_name(config.dataset)
     return config
-
-
-def _first_device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _quantized(quantization: str) -> BitsAndBytesConfig:

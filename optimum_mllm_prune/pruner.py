@@ -1,8 +1,6 @@
 """`MLLMPruner`: from a model to a smaller one. Every stage has its own room; this is the way through them."""
 
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +30,13 @@ from .configuration import PruningConfig
 from .errors import UserInputError
 from .importance import Scores
 from .importance.scoring import score
-from .loading import commit_of, load_config, load_model, with_origin
+from .loading import commit_of, load_config, with_origin
+from .number_formats import as_saved, load_to_work_on
 from .planning import PruningPlan, checked, make_plan
 from .repair import Merge, Repair, repair, rows_to_repair
 from .steps import stepwise_plan
 from .surgery import pruned_model
+from .timings import Timings
 
 
 class MLLMPruner:
@@ -70,7 +70,8 @@ class MLLMPruner:
         self.scores: Scores | None = None
         self.calibration: dict[str, Any] | None = None
         self.repair: Repair | Merge | None = None
-        self.timings: dict[str, float] = {}
+        self.timings = Timings()
+        self._saved_dtype: torch.dtype | None = None
         self._backbones: dict[str, Backbone] = {}
         self._calibrated: dict[str, tuple[Scores, dict[str, Any] | None]] = {}
         self._pruned: tuple[PruningPlan, int, bool] | None = None
@@ -91,7 +92,8 @@ class MLLMPruner:
 
         Args:
             model_id: Hub id or local folder.
-            dtype: number format of the weights; "auto" as saved.
+            dtype: number format of the weights; "auto" as saved, on a CPU that is slow with it float32 until they are
+                saved.
             device: where to put the whole model; by default the first GPU, else the CPU.
             device_map: how to spread it instead, as in `from_pretrained`.
             revision: branch, tag or commit.
@@ -101,14 +103,14 @@ class MLLMPruner:
         Raises:
             UserInputError: there is no such model, it is damaged, or it is not a vision-language model.
         """
-        start = time.perf_counter()
-        hub = {"revision": revision, "token": token, "cache_dir": cache_dir}
-        config = load_config(model_id, **hub)
-        processor = load_processor(model_id, **hub)
-        commit, license = commit_of(model_id, **hub), license_of(model_id, **hub)
-        model = load_model(model_id, config, dtype, device, device_map, **hub)
-        pruner = cls(model, processor, model_id, commit, license)
-        pruner.timings["load"] = time.perf_counter() - start
+        hub, timings = {"revision": revision, "token": token, "cache_dir": cache_dir}, Timings()
+        with timings.of("load"):
+            config = load_config(model_id, **hub)
+            processor = load_processor(model_id, **hub)
+            commit, license = commit_of(model_id, **hub), license_of(model_id, **hub)
+            model, saved = load_to_work_on(model_id, config, dtype, device, device_map, **hub)
+            pruner = cls(model, processor, model_id, commit, license)
+        pruner.timings, pruner._saved_dtype = timings, saved
         return pruner
 
     def backbone(self, head_unit: str = "auto") -> Backbone:
@@ -129,7 +131,7 @@ class MLLMPruner:
         """
         self._refuse_pruned()
         config = with_origin(config, self.base_model, self.base_model_revision, dataset)
-        with self._timed("calibration"):
+        with self.timings.of("calibration"):
             backbone = self.backbone(config.head_unit)
             self._keep(*score(self.model, self.processor, backbone, config, dataset))
         return self.scores
@@ -149,13 +151,13 @@ class MLLMPruner:
         config = with_origin(config, self.base_model, self.base_model_revision, dataset)
         if config.steps > 1:
             self._refuse_pruned()
-            with self._timed("planning"):
+            with self.timings.of("planning"):
                 plan, *calibrated = stepwise_plan(self.model, self.processor, backbone, config, dataset, scores)
             self._keep(*calibrated)
             return plan
         self._keep(self.score(config, dataset) if scores is None else scores)
         self._keep(self.scores.weighted(config.modality_weights), self.calibration)
-        with self._timed("planning"):
+        with self.timings.of("planning"):
             return make_plan(backbone, config, self.scores)
 
     def check(self, plan: PruningPlan, scores: Scores | None = None) -> PruningPlan:
@@ -174,7 +176,8 @@ class MLLMPruner:
 
     def bytes_after(self, plan: PruningPlan) -> int:
         """Bytes that the weights will take once `plan` is carried out."""
-        return round(weight_bytes(self.model) * plan.parameters["after"] / plan.parameters["before"])
+        share = plan.parameters["after"] / plan.parameters["before"]
+        return round(weight_bytes(self.model, self._saved_dtype) * share)
 
     def prune(self, plan: PruningPlan | PruningConfig, dataset: Any = None) -> PreTrainedModel:
         """Remove what the plan says and return the pruned model, which is also `self.model` from then on.
@@ -194,14 +197,15 @@ class MLLMPruner:
         plan = self.check(plan)
         rows = rows_to_repair(plan, self.processor, dataset)
         original, backbone = self.model, self._backbone_for(plan)
-        with self._timed("surgery"):
-            size = weight_bytes(original)
+        with self.timings.of("surgery"):
+            size = weight_bytes(original, self._saved_dtype)
             generates = generation_can_be_compared(original, self.processor, backbone.layers_prefix)
             self.model = pruned_model(original, backbone, plan, keep_original=rows is not None)
             self._pruned = (plan, size, generates)
         if rows is not None:
-            with self._timed("repair"):
+            with self.timings.of("repair"):
                 self.repair = repair(original, self.model, backbone, plan, self.processor, rows)
+        self.model = as_saved(self.model, self._saved_dtype)
         return self.model
 
     def save_pretrained(
@@ -236,16 +240,16 @@ class MLLMPruner:
         after, machine = weight_bytes(self.model), environment(self.model)
         output = check_output(output, overwrite, after, [self.base_model])
         scores, calibration = self._calibrated.get(plan.scores, (None, None))
-        with self._timed("reference"):
+        with self.timings.of("reference"):
             inputs = dict(verification_inputs or trial_inputs(self.model, self.processor))
             reference = reference_of(self.model, inputs, self._backbone_for(plan).layers_prefix, generates)
         with atomic_folder(output) as folder:
-            with self._timed("saving"):
+            with self.timings.of("saving"):
                 write_checkpoint(folder, self.model, self.processor, plan, scores, max_shard_size)
             if not keep_model:
                 self.model = None
                 clear_device_cache(garbage_collection=True)
-            with self._timed("verification"):
+            with self.timings.of("verification"):
                 verification = verify(folder, reference, self.processor is not None)
             report = write_record(
                 folder,
@@ -292,9 +296,3 @@ class MLLMPruner:
     def _refuse_pruned(self) -> None:
         if self._pruned is not None:
             raise UserInputError("this model was pruned already: make a new MLLMPruner to prune it again.")
-
-    @contextmanager
-    def _timed(self, stage: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.timings[stage] = self.timings.get(stage, 0.0) + time.perf_counter() - start

@@ -46,6 +46,8 @@ class Walk:
         self._tower = image_encoder(model)
         self._features: list[Any] = [None] * len(batches)
         self._before: list[Any] = [None] * len(batches)
+        # What the present layer gives, of batches that it is known of already.
+        self._ahead: dict[int, Any] = {}
         self.skips = self._can_skip()
 
     def advance(self, watched: Mapping[nn.Module, Watch] | None = None) -> None:
@@ -55,27 +57,31 @@ class Walk:
             watched: modules that run on the way, and who is told of their inputs.
         """
         if self.skips or watched:
-            given = [self._watched(number, watched or {}) for number in range(len(self.batches))]
+            given = [self._given(number, watched or {}) for number in range(len(self.batches))]
             self._before = given if self.skips else self._before
+        self._ahead = {}
         self.layer += 1
 
     def rewind(self) -> None:
         """Go back to the first layer, as to weights that have changed since; the vision tower is still known."""
-        self.layer, self._before = 0, [None] * len(self.batches)
+        self.layer, self._before, self._ahead = 0, [None] * len(self.batches), {}
 
     def see(self, number: int, module: nn.Module, look: Look) -> Tensor:
         """What a hook sees at a module of the present layer, with one of the batches."""
         return self._run(number, module, look)
 
+    def see_on_the_way(self, number: int, module: nn.Module) -> Tensor:
+        """What a module of the present layer gives, with one of the batches. What the layer gives is kept, so that to
+        advance takes no further pass; until then no weight may change."""
+        _, output, layer = self._with_layer(number, module)
+        if self.skips:
+            self._ahead[number] = layer
+        return output
+
     def through(self, number: int, module: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
         """What a module of the present layer is given and gives, and what the layer gives, with one of the batches."""
-        found: list[Tensor] = []
-        handle = module.register_forward_hook(lambda _, args, output: found.extend((args[0], output)))
-        try:
-            given = self._run(number, self.layers[self.layer], output_of)
-        finally:
-            handle.remove()
-        return found[0], found[1], leaving(given)
+        given, output, layer = self._with_layer(number, module)
+        return given, output, leaving(layer)
 
     def stream(self, number: int) -> Tensor:
         """What the layer before the present one gives, with one of the batches: (rows, tokens, hidden_size)."""
@@ -83,7 +89,19 @@ class Walk:
             return leaving(self._before[number])
         return leaving(self._run(number, self.layers[self.layer - 1], output_of))
 
-    def _watched(self, number: int, watched: Mapping[nn.Module, Watch]) -> Any:
+    def _with_layer(self, number: int, module: nn.Module) -> tuple[Tensor, Tensor, Any]:
+        found: list[Tensor] = []
+        handle = module.register_forward_hook(lambda _, args, output: found.extend((args[0], output)))
+        try:
+            layer = self._run(number, self.layers[self.layer], output_of)
+        finally:
+            handle.remove()
+        return found[0], found[1], layer
+
+    def _given(self, number: int, watched: Mapping[nn.Module, Watch]) -> Any:
+        """What the present layer gives, for the next one to start from."""
+        if number in self._ahead and not watched:
+            return self._ahead.pop(number)
         with ExitStack() as stack:
             for module, tell in watched.items():
                 hook = module.register_forward_pre_hook(lambda _, args, tell=tell: tell(number, args[0]))

@@ -77,6 +77,6 @@ def environment(model: PreTrainedModel) -> dict[str, Any]:
     }
 
 
-def weight_bytes(model: PreTrainedModel) -> int:
-    """Bytes of all distinct parameters."""
-    return sum(p.numel() * p.element_size() for p in model.parameters())
+def weight_bytes(model: PreTrainedModel, dtype: torch.dtype | None = None) -> int:
+    """Bytes of all distinct parameters, as they are or all in one number format."""
+    return sum(p.numel() * (p.element_size() if dtype is None else dtype.itemsize) for p in model.parameters())

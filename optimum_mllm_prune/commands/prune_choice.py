@@ -12,10 +12,10 @@ import torch
 from transformers import PreTrainedConfig
 
 from ..backbone import Backbone, Sizes, model_class_of
-from ..backbone.text_config import text_config
 from ..calibration.rows import open_rows
 from ..configuration import PruningConfig
 from ..errors import UserInputError
+from ..number_formats import saved_dtype
 from ..planning import PruningPlan
 from ..planning.budget import budget_of
 from ..planning.byte_sizes import parse_size
@@ -128,9 +128,7 @@ def _in_bytes(args: Namespace, model_config: PreTrainedConfig) -> _Bytes | None:
 
 def _dtype(args: Namespace, model_config: PreTrainedConfig) -> torch.dtype:
     """The number format of the result's weights."""
-    saved = model_config.dtype or text_config(model_config).dtype or torch.float32
-    named = saved if args.dtype == "auto" else args.dtype
-    return getattr(torch, named) if isinstance(named, str) else named
+    return saved_dtype(model_config) if args.dtype == "auto" else getattr(torch, args.dtype)
 
 
 def _asks_guide(args: Namespace) -> bool:

@@ -15,6 +15,7 @@ from ..calibration.processors import load_processor
 from ..calibration.rows import Rows
 from ..errors import UserInputError, first_line, note_kept
 from ..loading import load_config, load_model
+from ..number_formats import working_dtype
 from ..planning import PLAN_NAME, PruningPlan
 from ..quiet import quiet
 from .job import RecoveryJob
@@ -138,7 +139,10 @@ def _live(job: RecoveryJob, recipe: Recipe, plan: PruningPlan, processor: Proces
     bits = job.teacher_quantization
     # Trainer moves it to where it is asked, unless it is quantised.
     device = None if job.device_map else str(PartialState().device) if bits else "cpu"
-    model = load_model(name, config, job.teacher_dtype, device, job.device_map, bits, **options)
+    dtype = job.teacher_dtype
+    if dtype == "auto" and not bits and job.teacher_cache is None:
+        dtype = working_dtype(config, str(PartialState().device), job.device_map)
+    model = load_model(name, config, dtype, device, job.device_map, bits, **options)
     return LiveTeacher(model, plan.kept_layers if recipe.weight("layers") else ())
 
 

@@ -15,6 +15,7 @@ from ..calibration.rows import Rows, open_rows
 from ..checkpoint import check_output
 from ..errors import UserInputError
 from ..loading import load_config, load_model, public_name
+from ..number_formats import as_saved, saved_dtype
 from ..planning import PruningPlan
 from ..version import __version__
 from .arguments import RecoveryArguments
@@ -22,7 +23,7 @@ from .job import RecoveryJob
 from .origin import cache_kept, check_teacher, pruned_folder, teacher_for
 from .recipe import Recipe
 from .record import RecoveryRecord, terms_at
-from .result import as_saved, save_recovered
+from .result import save_recovered
 from .student import trained_parameters
 from .teachers.fingerprints import model_fingerprint, rows_fingerprint
 from .trainer import RecoveryTrainer, few_rows
@@ -127,7 +128,7 @@ def _load_student(job: RecoveryJob, args: RecoveryArguments) -> tuple[PreTrained
     # Trainer puts it where it trains.
     device = None if job.device_map else "cpu"
     model = load_model(job.model, config, dtype, device, job.device_map, **job.hub)
-    return model, processor, config.dtype or model.dtype
+    return model, processor, saved_dtype(config)
 
 
 def _run(args: RecoveryArguments, student: PreTrainedModel, drawn: Rows, processes: int) -> dict[str, Any]:

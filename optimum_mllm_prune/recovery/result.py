@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from transformers import PreTrainedModel, ProcessorMixin
 
@@ -70,16 +69,6 @@ def save_recovered(
         card.save(folder / CARD_NAME)
         _copy_others(origin, folder)
     return verification
-
-
-def as_saved(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
-    """The model with all that is saved of it in the number format of the checkpoint."""
-    saved = model.state_dict(keep_vars=True)
-    for tensor in saved.values():
-        if tensor.is_floating_point():
-            tensor.data = tensor.data.to(dtype)
-    model.config.dtype = dtype
-    return model
 
 
 def _copy_others(origin: Path, folder: Path) -> None:

@@ -26,7 +26,7 @@ def moments_of(
         start: the map as it is, (d, k) or, with a bias as its last column, (d, k + 1).
         by_modality: how much "image", "prompt" and "answer" tokens count, 1 where not named; None is all alike.
     """
-    moments = [Moments.zeros(start.shape[1], start.shape[0], start.device) for _ in range(2)]
+    moments = [Moments.of(start) for _ in range(2)]
     for number, batch in enumerate(batches):
         x, y, weights = pair(number)
         if x.shape[-1] < start.shape[1]:
@@ -45,9 +45,9 @@ def _counts(batch: Batch, by_modality: Mapping[str, float] | None) -> Tensor:
 
 
 def with_bias(module: nn.Linear) -> Tensor:
-    """Weight and, as the last column, bias: fp64 (d, k) or (d, k + 1)."""
-    weight = module.weight.detach().double()
-    return weight if module.bias is None else torch.cat([weight, module.bias.detach().double().unsqueeze(1)], dim=1)
+    """Weight and, as the last column, bias: fp32 (d, k) or (d, k + 1)."""
+    weight = module.weight.detach().float()
+    return weight if module.bias is None else torch.cat([weight, module.bias.detach().float().unsqueeze(1)], dim=1)
 
 
 def assign(module: nn.Linear, weight: Tensor) -> None:

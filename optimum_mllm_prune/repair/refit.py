@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from ..calibration.engine import evaluating
 from ..calibration.walk import Walk, input_of, output_of
 from ..planning import PruningPlan
 from .judge import Judge, likelier, surely_less_likely
-from .least_squares import best_ridge, ridge_solution
+from .least_squares import Fit, best_fit
 from .maps import Pair, assign, moments_of, with_bias
 from .merge import Merge, merge
 from .result import Refit, Repair
@@ -112,10 +111,11 @@ class _Walks:
         while self.theirs.layer < layer:
             self.theirs.advance()
         after = self._next_kept(layer)
-        for kind, name in self._readers(layer):
+        readers = list(self._readers(layer))
+        for kind, name in readers:
             before_gap = kind == "channels" and after > layer + 1
             if before_gap or (method == LEAST_SQUARES and self._by_width):
-                self._refit(name, after if before_gap else None, method)
+                self._refit(name, after if before_gap else None, method, last=name == readers[-1][1])
         self.ours.advance()
 
     def kept(self, first: Tensor) -> Tensor:
@@ -129,8 +129,9 @@ class _Walks:
         self.notes.append("left as it was cut: repaired, it gave the answers of held-out rows a lower likelihood")
         return first
 
-    def _refit(self, name: str, after: int | None, method: str) -> None:
-        """Refit one map: to the stream before the original's layer `after`, or else to the original's own map."""
+    def _refit(self, name: str, after: int | None, method: str, last: bool) -> None:
+        """Refit one map, the last of its layer or not: to the stream before the original's layer `after`, or else to
+        the original's own map."""
         own = self.backbone.renamed(f"{name}.", self.plan.kept_layers).rstrip(".")
         map, target = self.pruned.get_submodule(own), self.original.get_submodule(name)
         if type(map) is not nn.Linear or type(target) is not nn.Linear:
@@ -143,29 +144,37 @@ class _Walks:
             if method == LINEAR_MAP or not self._by_width:
                 return
         folded = share is not None and method == LINEAR_MAP
-        pair = self._to_map(map, target) if share is None else self._to_stream(map, after, share, folded)
+        pair = self._to_map(map, target, last) if share is None else self._to_stream(map, after, share, folded)
         if not self._by_token(pair):
             return
         start = with_bias(map)
         unchanged = torch.eye(map.out_features).to(start) if folded else start
-        fit, held_out = moments_of(self.made, self.first_held_out, pair, unchanged, self.by_modality)
-        old, put = (map, map.weight, map.bias), partial(_put, map, start if folded else None)
-        ridge = best_ridge(fit, held_out, unchanged)
-        before = error = held_out.error(unchanged)
-        if ridge is not None:
-            losses = None if share is None else self.judge.losses()
-            found = ridge_solution(fit, unchanged, ridge)
-            put(found)
-            if losses is None or likelier(losses, self.judge.losses()):
-                error = held_out.error(found)
-                self._replaced.append(old)
-            else:
-                _restore(*old)
-                ridge = None
-        self.refits.append(Refit(own, before, error, ridge))
+        fitted, held_out = moments_of(self.made, self.first_held_out, pair, unchanged, self.by_modality)
+        before, fit = held_out.error(), best_fit(fitted, held_out)
+        if fit is not None and not self._changed(map, fit, unchanged, start if folded else None, share is not None):
+            fit = None
+        self.refits.append(Refit(own, before, fit.error if fit else before, fit.ridge if fit else None))
 
-    def _to_map(self, map: nn.Linear, target: nn.Linear) -> Pair:
-        return lambda number: (self.ours.see(number, map, input_of), self.theirs.see(number, target, output_of), None)
+    def _changed(self, map: nn.Linear, fit: Fit, unchanged: Tensor, folded_into: Tensor | None, judged: bool) -> bool:
+        """Give a map its new weight; where the answers decide, only if that makes them likelier."""
+        losses = self.judge.losses() if judged else None
+        old = (map, map.weight, map.bias)
+        weight = (unchanged + fit.change).float()
+        assign(map, weight if folded_into is None else weight @ folded_into)
+        if losses is not None and not likelier(losses, self.judge.losses()):
+            _restore(*old)
+            return False
+        self._replaced.append(old)
+        return True
+
+    def _to_map(self, map: nn.Linear, target: nn.Linear, last: bool) -> Pair:
+        """What the original's map gives; with the last of a layer what the layer gives is known as well."""
+
+        def pair(number: int) -> tuple[Tensor, Tensor, None]:
+            y = self.theirs.see_on_the_way(number, target) if last else self.theirs.see(number, target, output_of)
+            return self.ours.see(number, map, input_of), y, None
+
+        return pair
 
     def _to_stream(self, map: nn.Linear, after: int, share: float, folded: bool) -> Pair:
         """What the map should give so that the stream is as before the original's layer `after`."""
@@ -200,10 +209,6 @@ class _Walks:
             with suppress(NotExpressibleError):
                 group = getattr(self.backbone, kind)
                 yield from ((kind, site.reader_module) for site in group.sites if site.layer == layer)
-
-
-def _put(map: nn.Linear, folded_into: Tensor | None, weight: Tensor) -> None:
-    assign(map, weight if folded_into is None else weight @ folded_into)
 
 
 def _restore(map: nn.Linear, weight: nn.Parameter, bias: nn.Parameter | None) -> None:
