@@ -1,7 +1,9 @@
 """From an id or a folder to a config and a model, every mistake told in one line."""
 
 import os
+import warnings
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -88,14 +90,18 @@ def load_model(
         hub["quantization_config"] = _quantized(quantization)
         # It cannot be moved once it is loaded.
         device_map = device_map or {"": device or first_device()}
+    folder = TemporaryDirectory(prefix="mllm-prune-", ignore_cleanup_errors=True)
     try:
-        with quiet():
+        with quiet(), warnings.catch_warnings():
+            # A parameter between the modules is named by itself.
+            warnings.filterwarnings("ignore", message="The following device_map keys do not match any submodules")
             # Weights of another shape are told by name below, which transformers does only in its report.
             model, found = model_class_of(config).from_pretrained(
                 model_id,
                 config=config,
                 dtype=dtype,
                 device_map=device_map,
+                offload_folder=folder.name,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,
                 use_safetensors=True,
@@ -103,6 +109,8 @@ def load_model(
             )
         if device_map is None:
             model = model.to(device or first_device())
+        # It is removed together with the model.
+        model._offload_folder = folder
     except (SafetensorError, EOFError) as error:
         raise UserInputError(
             f"the weights of '{model_id}' are damaged or cut short ({first_line(error)}): fetch them again."

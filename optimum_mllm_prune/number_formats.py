@@ -1,5 +1,6 @@
 """In which number format weights are held while they are worked on, and in which they are saved."""
 
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -9,7 +10,10 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from .backbone import model_class_of
 from .backbone.skeleton import count_parameters, skeleton
 from .backbone.text_config import text_config
-from .loading import first_device, load_model
+from .errors import UserInputError
+from .loading import check_device, first_device, load_model
+from .placement import layers_on_disk
+from .planning.byte_sizes import parse_size
 
 
 # Of the free memory that weights in float32 may take where 16 bits would do.
@@ -18,8 +22,7 @@ ROOM = 0.5
 
 def saved_dtype(config: PreTrainedConfig) -> torch.dtype:
     """The number format that a checkpoint's config names; float32 where it names none."""
-    named = config.dtype or text_config(config).dtype or torch.float32
-    return getattr(torch, named) if isinstance(named, str) else named
+    return _named(config.dtype or text_config(config).dtype or torch.float32)
 
 
 def working_dtype(config: PreTrainedConfig, device: str | None, device_map: Any) -> str | torch.dtype:
@@ -37,21 +40,51 @@ def working_dtype(config: PreTrainedConfig, device: str | None, device_map: Any)
     Returns:
         "auto" for as it is saved.
     """
-    saved = saved_dtype(config)
-    on_cpu = device_map is None and torch.device(device or first_device()).type == "cpu"
-    if not on_cpu or not _is_slow(saved):
+    if device_map is not None or not _is_slow_on(device or first_device(), config):
         return "auto"
-    empty = skeleton(model_class_of(config), config)
-    mixed = empty._keep_in_fp32_modules_strict or (saved == torch.float16 and empty._keep_in_fp32_modules)
-    fits = count_parameters(empty) * torch.float32.itemsize <= ROOM * get_max_memory()["cpu"]
-    return torch.float32 if fits and not mixed else "auto"
+    needed = count_parameters(skeleton(model_class_of(config), config)) * torch.float32.itemsize
+    return torch.float32 if needed <= ROOM * get_max_memory()["cpu"] else "auto"
 
 
 def load_to_work_on(
-    model_id: str, config: PreTrainedConfig, dtype: str | torch.dtype, device: str | None, device_map: Any, **hub: Any
+    model_id: str,
+    config: PreTrainedConfig,
+    dtype: str | torch.dtype,
+    device: str | None,
+    device_map: Any,
+    max_memory: int | str | None,
+    **hub: Any,
 ) -> tuple[PreTrainedModel, torch.dtype | None]:
-    """A model in the format to compute in, and the format to save in where that is another one; see `load_model`."""
+    """A model in the format to compute in, and the format to save in where that is another one; see `load_model`.
+
+    Args:
+        model_id: Hub id or local folder.
+        config: its config.
+        dtype: number format to compute and to save in; "auto" is for the best.
+        device: where the whole model goes, or what of it is in memory.
+        device_map: how it is spread instead.
+        max_memory: bytes, or a size such as "6GB", that may be taken; where weights take more, decoder layers stay on
+            disk until they run.
+        hub: as for `load_model`.
+
+    Raises:
+        UserInputError: device_map and max_memory are both given, the memory is too little, or as in `load_model`.
+    """
+    check_device(device)
+    max_memory = parse_size(max_memory) if isinstance(max_memory, str) else max_memory
+    if device_map is not None and max_memory is not None:
+        raise UserInputError("device_map and max_memory both say what is in memory: give one of them.")
     working = working_dtype(config, device, device_map) if dtype == "auto" else dtype
+    if device_map is None:
+        place = device or first_device()
+        device_map = layers_on_disk(config, max_memory, _format(working, config), place)
+        if device_map is not None:
+            device = None
+        if device_map is not None and dtype == "auto" and _is_slow_on(place, config):
+            # A layer at a time is small enough.
+            with suppress(UserInputError):
+                device_map = layers_on_disk(config, max_memory, torch.float32, place)
+                working = torch.float32
     model = load_model(model_id, config, working, device, device_map, **hub)
     return model, None if working == dtype else saved_dtype(config)
 
@@ -65,6 +98,24 @@ def as_saved(model: PreTrainedModel, dtype: torch.dtype | None) -> PreTrainedMod
             tensor.data = tensor.data.to(dtype)
     model.config.dtype = dtype
     return model
+
+
+def _format(named: str | torch.dtype, config: PreTrainedConfig) -> torch.dtype:
+    return saved_dtype(config) if named == "auto" else _named(named)
+
+
+def _named(dtype: str | torch.dtype) -> torch.dtype:
+    return getattr(torch, dtype) if isinstance(dtype, str) else dtype
+
+
+def _is_slow_on(device: str, config: PreTrainedConfig) -> bool:
+    """Whether a model computes faster in float32 than as it is saved, and can be saved so again."""
+    saved = saved_dtype(config)
+    if torch.device(device).type != "cpu" or not _is_slow(saved):
+        return False
+    empty = skeleton(model_class_of(config), config)
+    mixed = empty._keep_in_fp32_modules_strict or (saved == torch.float16 and empty._keep_in_fp32_modules)
+    return not mixed
 
 
 def _is_slow(dtype: torch.dtype) -> bool:

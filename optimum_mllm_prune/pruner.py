@@ -9,7 +9,7 @@ from accelerate.utils.memory import clear_device_cache
 from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
-from .backbone import Backbone
+from .backbone import Backbone, is_offloaded
 from .calibration.processors import load_processor
 from .checkpoint import (
     PruningReport,
@@ -47,8 +47,7 @@ class MLLMPruner:
             only `pruner.model` can be used.
         processor: its processor; needed for calibration on rows, saved with the checkpoint.
         base_model: Hub id or folder the model came from; a Hub id is written into the card.
-        base_model_revision: its commit.
-        base_model_license: its license, as the Hub names it; written into the card.
+        base_model_revision, base_model_license: its commit, and its license as the Hub names it, for the card.
 
     Raises:
         UserInputError: the model has no decoder that can be pruned.
@@ -84,6 +83,7 @@ class MLLMPruner:
         dtype: str | torch.dtype = "auto",
         device: str | None = None,
         device_map: Any = None,
+        max_memory: int | str | None = None,
         revision: str | None = None,
         token: str | None = None,
         cache_dir: str | None = None,
@@ -95,7 +95,9 @@ class MLLMPruner:
             dtype: number format of the weights; "auto" as saved, on a CPU that is slow with it float32 until they are
                 saved.
             device: where to put the whole model; by default the first GPU, else the CPU.
-            device_map: how to spread it instead, as in `from_pretrained`.
+            device_map: how to spread it instead, as in transformers.
+            max_memory: bytes, or "6GB", that may be taken; by default what is free. Of a model that is larger, decoder
+                layers stay on disk until they run, and are pruned there.
             revision: branch, tag or commit.
             token: for a private or gated model.
             cache_dir: folder of downloaded files.
@@ -108,7 +110,7 @@ class MLLMPruner:
             config = load_config(model_id, **hub)
             processor = load_processor(model_id, **hub)
             commit, license = commit_of(model_id, **hub), license_of(model_id, **hub)
-            model, saved = load_to_work_on(model_id, config, dtype, device, device_map, **hub)
+            model, saved = load_to_work_on(model_id, config, dtype, device, device_map, max_memory, **hub)
             pruner = cls(model, processor, model_id, commit, license)
         pruner.timings, pruner._saved_dtype = timings, saved
         return pruner
@@ -195,7 +197,7 @@ class MLLMPruner:
         if isinstance(plan, PruningConfig):
             plan = self.plan(plan, dataset)
         plan = self.check(plan)
-        rows = rows_to_repair(plan, self.processor, dataset)
+        rows = rows_to_repair(plan, self.processor, dataset, is_offloaded(self.model))
         original, backbone = self.model, self._backbone_for(plan)
         with self.timings.of("surgery"):
             size = weight_bytes(original, self._saved_dtype)

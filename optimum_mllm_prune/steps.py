@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, ProcessorMixin
 
-from .backbone import Backbone
+from .backbone import Backbone, refuse_offloaded
 from .configuration import PruningConfig
 from .errors import UserInputError
 from .importance import Scores
@@ -46,8 +46,9 @@ def stepwise_plan(
         The plan in the numbers of the original, the scores of the first step, and what is reported of its calibration.
 
     Raises:
-        UserInputError: a step would remove nothing, or as in scoring and planning.
+        UserInputError: a step would remove nothing, weights are offloaded, or as in scoring and planning.
     """
+    refuse_offloaded(model, "pruning in steps")
     if known is not None:
         raise UserInputError("every step is scored anew: leave the scores out, or take one step.")
     plan, left, found = None, model, None

@@ -8,7 +8,7 @@ from .norms import kind_of_norm, scale_gain
 from .text_config import ConfigRejectedError, NotExpressibleError
 from .twin import TWIN_OF
 from .units import Axis, Group, Segment, Site
-from .weights import refuse_offloaded
+from .weights import in_memory, is_offloaded, refuse_offloaded, refuse_offloaded_outside, weight_of
 
 
 __all__ = [
@@ -22,10 +22,14 @@ __all__ = [
     "Segment",
     "Site",
     "Sizes",
+    "in_memory",
+    "is_offloaded",
     "kind_of_norm",
     "model_class_of",
     "plain_tokens",
     "refuse_offloaded",
+    "refuse_offloaded_outside",
     "scale_gain",
+    "weight_of",
     "with_layouts",
 ]

@@ -6,7 +6,7 @@ input of the linear map that reads it, is nonzero in exactly the rows that write
 
 import re
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 
 import torch
@@ -16,6 +16,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from .probe import head_counts, head_dim
 from .text_config import NotExpressibleError
 from .units import Axis, Group, Segment, Site, layout_candidates
+from .weights import in_memory
 
 
 def with_layouts(group: Group, model: PreTrainedModel) -> Group:
@@ -85,22 +86,20 @@ def _rows_that_write(model: PreTrainedModel, site: Site, axis: Axis, unit: int) 
         captured.append(args[0])
         raise _Captured
 
-    weight = model.get_parameter(axis.tensor)
-    required = weight.requires_grad
-    weight.requires_grad_(True)
-    handle = model.get_submodule(site.reader_module).register_forward_pre_hook(stop)
-    try:
-        with torch.enable_grad():
-            with suppress(_Captured):
-                model(input_ids=plain_tokens(model))
-            if not captured:
-                raise NotExpressibleError(f"{site.prefix} does not run on text, so its fused layout cannot be found")
-            block = site.reader.size // site.reader.units
-            columns = captured[0][..., unit * block : (unit + 1) * block]
-            (gradient,) = torch.autograd.grad(columns.float().square().sum(), weight, allow_unused=True)
-    finally:
-        handle.remove()
-        weight.requires_grad_(required)
+    with ExitStack() as stack:
+        stack.enter_context(in_memory(model.get_submodule(axis.tensor.rpartition(".")[0])))
+        weight = model.get_parameter(axis.tensor)
+        stack.callback(weight.requires_grad_, weight.requires_grad)
+        weight.requires_grad_(True)
+        stack.callback(model.get_submodule(site.reader_module).register_forward_pre_hook(stop).remove)
+        stack.enter_context(torch.enable_grad())
+        with suppress(_Captured):
+            model(input_ids=plain_tokens(model))
+        if not captured:
+            raise NotExpressibleError(f"{site.prefix} does not run on text, so its fused layout cannot be found")
+        block = site.reader.size // site.reader.units
+        columns = captured[0][..., unit * block : (unit + 1) * block]
+        (gradient,) = torch.autograd.grad(columns.float().square().sum(), weight, allow_unused=True)
     if gradient is None:
         return torch.zeros(axis.size, dtype=torch.bool)
     return gradient.movedim(axis.dim, 0).reshape(axis.size, -1).ne(0).any(dim=1).cpu()

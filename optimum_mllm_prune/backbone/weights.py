@@ -1,17 +1,60 @@
-"""The weights of a model, as far as they are there."""
+"""The weights of a model: in memory, or waiting on the CPU or on disk until a module runs (accelerate's hooks)."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from accelerate.hooks import AlignDevicesHook
+from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.integrations.accelerate import load_offloaded_parameter
 
 from ..errors import UserInputError
 
 
-def refuse_offloaded(model: PreTrainedModel) -> None:
-    """Raise UserInputError where some weights wait on the CPU or on disk until a forward pass fetches them.
+def is_offloaded(model: nn.Module) -> bool:
+    """Whether some weights are not there until a pass fetches them: tensors of the meta device stand for them."""
+    return any(parameter.is_meta for parameter in model.parameters())
 
-    Their place in the model is a tensor of the meta device, which can be neither scored nor sliced.
-    """
-    if any(parameter.is_meta for parameter in model.parameters()):
+
+def refuse_offloaded(model: PreTrainedModel, what: str) -> None:
+    """Raise UserInputError where some weights are offloaded, which `what` cannot do with."""
+    if is_offloaded(model):
         raise UserInputError(
-            "some weights are offloaded to the CPU or to disk: load the whole model with device 'cpu', or with a "
-            "device_map of enough GPUs."
+            f"{what} needs all weights in memory, and some are offloaded: load the whole model, on the CPU, on enough "
+            "GPUs, or with a larger max_memory."
         )
+
+
+def refuse_offloaded_outside(model: PreTrainedModel, layers: str) -> None:
+    """Raise UserInputError where weights are offloaded that are not those of the decoder layers, named `layers`."""
+    names = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+    others = [name for name in names if not name.startswith(f"{layers}.")]
+    if others:
+        raise UserInputError(
+            f"weights outside the decoder layers are offloaded (first: {others[0]}): load the model with a max_memory "
+            "or a device, and without a device_map."
+        )
+
+
+def weight_of(model: PreTrainedModel, name: str) -> Tensor:
+    """A weight without its history, fetched where it is offloaded; `name` as in the state dict."""
+    tensor = model.get_parameter(name).detach()
+    return load_offloaded_parameter(model, name) if tensor.is_meta else tensor
+
+
+@contextmanager
+def in_memory(module: nn.Module) -> Iterator[None]:
+    """Inside, all weights below a module are there, and stay from one pass to the next."""
+    fetched: list[tuple[nn.Module, AlignDevicesHook]] = []
+    try:
+        for part in module.modules():
+            hook = getattr(part, "_hf_hook", None)
+            if isinstance(hook, AlignDevicesHook) and hook.offload:
+                hook.pre_forward(part)
+                hook.offload = False
+                fetched.append((part, hook))
+        yield
+    finally:
+        for part, hook in fetched:
+            hook.offload = True
+            hook.post_forward(part, None)

@@ -1,5 +1,6 @@
 """The residual stream at a decoder layer, in whatever form the layer takes and gives it; layers that it passes by."""
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -60,6 +61,17 @@ def patched(module: nn.Module, forward: Callable) -> Iterator[None]:
             del module.__dict__["forward"]
         else:
             module.forward = own
+
+
+@contextmanager
+def unheard(module: nn.Module) -> Iterator[None]:
+    """Inside, nobody hears of a module's passes: its hooks are put aside, not those of modules below it."""
+    hooks = module._forward_pre_hooks, module._forward_hooks
+    module._forward_pre_hooks, module._forward_hooks = OrderedDict(), OrderedDict()
+    try:
+        yield
+    finally:
+        module._forward_pre_hooks, module._forward_hooks = hooks
 
 
 def _unchanged(form: Form, *args: Any, **kwargs: Any) -> Tensor | tuple:

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..backbone.finding import image_encoder
+from ..backbone.weights import in_memory
 from .batches import Batch
-from .stream import leaving, patched
+from .stream import leaving, patched, unheard
 
 
 Look = Callable[[nn.Module, list], Any]
@@ -50,14 +51,19 @@ class Walk:
         self._ahead: dict[int, Any] = {}
         self.skips = self._can_skip()
 
-    def advance(self, watched: Mapping[nn.Module, Watch] | None = None) -> None:
+    def advance(
+        self, watched: Mapping[nn.Module, Watch] | None = None, begin: Callable[[Batch], None] | None = None
+    ) -> None:
         """Go on to the next layer; what the present one gives is kept from now on.
 
         Args:
             watched: modules that run on the way, and who is told of their inputs.
+            begin: told of every batch before it runs.
         """
-        if self.skips or watched:
-            given = [self._given(number, watched or {}) for number in range(len(self.batches))]
+        if self.skips or watched or begin:
+            # Offloaded weights are fetched once for all batches.
+            with in_memory(self.layers[self.layer]):
+                given = [self._given(number, watched or {}, begin) for number in range(len(self.batches))]
             self._before = given if self.skips else self._before
         self._ahead = {}
         self.layer += 1
@@ -98,10 +104,12 @@ class Walk:
             handle.remove()
         return found[0], found[1], layer
 
-    def _given(self, number: int, watched: Mapping[nn.Module, Watch]) -> Any:
+    def _given(self, number: int, watched: Mapping[nn.Module, Watch], begin: Callable[[Batch], None] | None) -> Any:
         """What the present layer gives, for the next one to start from."""
-        if number in self._ahead and not watched:
+        if number in self._ahead and not watched and begin is None:
             return self._ahead.pop(number)
+        if begin is not None:
+            begin(self.batches[number])
         with ExitStack() as stack:
             for module, tell in watched.items():
                 hook = module.register_forward_pre_hook(lambda _, args, tell=tell: tell(number, args[0]))
@@ -127,6 +135,7 @@ class Walk:
                 stack.enter_context(patched(self._tower, self._once(number, self._tower.forward)))
             for layer in self.layers[: self.layer] if self.skips else ():
                 stack.enter_context(patched(layer, lambda *_, **__: self._before[number]))
+                stack.enter_context(unheard(layer))
             yield
 
     def _once(self, number: int, forward: Callable) -> Callable:
@@ -143,9 +152,13 @@ class Walk:
         self.skips, last = False, self.layers[-1]
         if len(self.layers) < 2 or not self.batches:
             return False
-        whole = leaving(self._run(0, last, output_of))
-        before = self._run(0, self.layers[-2], output_of)
-        self.skips, self.layer, self._before[0] = True, len(self.layers) - 1, before
+        given: list[Any] = []
+        handle = self.layers[-2].register_forward_hook(lambda _, __, output: given.append(output))
+        try:
+            whole = leaving(self._run(0, last, output_of))
+        finally:
+            handle.remove()
+        self.skips, self.layer, self._before[0] = True, len(self.layers) - 1, given[0]
         short = leaving(self._run(0, last, output_of))
         self.layer, self._before[0] = 0, None
         return bool((short - whole).abs().max() <= _ROUNDING * whole.abs().max())

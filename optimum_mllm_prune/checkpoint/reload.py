@@ -1,7 +1,7 @@
 """Runs in a fresh process, as text, without this package: loads a checkpoint as anyone would and looks at it.
 
-Reads a job (JSON) and its tensors (safetensors), writes what it found as JSON. Only torch, transformers and
-safetensors are imported here: in that process an import of `optimum_mllm_prune` fails.
+Reads a job (JSON) and its tensors (safetensors), writes what it found as JSON. Only torch, transformers,
+accelerate and safetensors are imported here: in that process an import of `optimum_mllm_prune` fails.
 """
 
 import json
@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import transformers
+from accelerate.utils import OffloadedWeightsLoader
 from safetensors.torch import load_file
 from torch import nn
 
@@ -36,11 +37,13 @@ def main(job_file: str) -> None:
     torch.set_num_threads(job["threads"])
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+    aligned_when_fetched()
     model, report = getattr(transformers, job["class"]).from_pretrained(
         job["checkpoint"],
         dtype=getattr(torch, job["dtype"]),
         attn_implementation=job["attention"],
         device_map=job["device_map"],
+        offload_folder=job["offload_folder"],
         output_loading_info=True,
     )
     model = aligned(model.eval())
@@ -67,9 +70,15 @@ def aligned(model: Any) -> Any:
     Tensors mapped from a file lie wherever the file has them.
     """
     for parameter in model.parameters():
-        if parameter.data_ptr() % 64:
+        if not parameter.is_meta and parameter.data_ptr() % 64:
             parameter.data = parameter.data.clone()
     return model
+
+
+def aligned_when_fetched() -> None:
+    """The same for weights that are on disk until they are needed."""
+    fetch = OffloadedWeightsLoader.__getitem__
+    OffloadedWeightsLoader.__getitem__ = lambda self, key: fetch(self, key).clone()
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
+from ..backbone import is_offloaded
 from ..calibration.batches import make_batch
 from ..calibration.rows import synthetic_row
 from .verification import generation_is_consistent, special_tokens
@@ -26,6 +27,8 @@ def generation_can_be_compared(model: PreTrainedModel, processor: ProcessorMixin
 
     Taken for granted with images; on text alone some models differ by nature. `layers` names the decoder layers.
     """
+    if is_offloaded(model):
+        return False
     return processor is not None or generation_is_consistent(model, trial_inputs(model, None), layers)
 
 

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
 
+from ..backbone import is_offloaded
 from ..backbone.skeleton import attention_implementations
 from ..errors import VerificationError, is_out_of_memory
 from . import reload
@@ -105,7 +106,8 @@ def reference_of(model: PreTrainedModel, inputs: dict[str, Tensor], layers: str,
         layers=layers,
         attention=attention_implementations(model.config),
         special_tokens=special_tokens(model.config),
-        new_tokens=NEW_TOKENS if generation and model.can_generate() else 0,
+        # Of offloaded weights every token would read all anew.
+        new_tokens=NEW_TOKENS if generation and model.can_generate() and not is_offloaded(model) else 0,
     )
 
 
@@ -176,6 +178,7 @@ def _job(scratch: Path, folder: Path, reference: Reference, has_processor: bool)
         "dtype": str(reference.dtype).removeprefix("torch."),
         "attention": reference.attention,
         "device_map": reference.device_map,
+        "offload_folder": str(scratch / "offloaded"),
         "layers": reference.layers,
         "threads": torch.get_num_threads(),
         "processor": has_processor,

@@ -1,13 +1,19 @@
 """Everything of a checkpoint that is written before it is verified."""
 
 import json
+import warnings
 from pathlib import Path
 
 from transformers import PreTrainedModel, ProcessorMixin
 
+from ..backbone import is_offloaded
 from ..configuration import PruningConfig
 from ..importance import Scores
 from ..planning import PruningPlan
+
+
+# A file is put together in memory before it is written.
+OFFLOADED_SHARD = "500MB"
 
 
 def write_checkpoint(
@@ -26,9 +32,12 @@ def write_checkpoint(
         processor: None where there is none.
         plan: what was removed.
         scores: None where they are not known.
-        max_shard_size: largest size of one file of weights, as in transformers.
+        max_shard_size: largest size of one file of weights, as in transformers; of offloaded ones it is 500 MB.
     """
-    model.save_pretrained(folder, max_shard_size=max_shard_size)
+    with warnings.catch_warnings():
+        # That a file of offloaded weights must fit into memory: they are small enough.
+        warnings.filterwarnings("ignore", message="Attempting to save a model with offloaded modules")
+        model.save_pretrained(folder, max_shard_size=OFFLOADED_SHARD if is_offloaded(model) else max_shard_size)
     if processor is not None:
         processor.save_pretrained(folder)
     _leave_own_code_behind(folder)

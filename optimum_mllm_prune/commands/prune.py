@@ -33,6 +33,8 @@ examples:
   all the way: prune, recover, measure, publish; the same command goes on where it was broken off:
     optimum-cli mllm-prune --model llava-hf/llava-1.5-7b-hf out --target-params 5B --dataset rows --recover lora \\
         --eval-dataset test_rows --push-to-hub --repo-id me/llava-5b
+  a model that is larger than memory, its layers read one after the other:
+    optimum-cli mllm-prune --model llava-hf/llava-1.5-13b-hf --max-memory 6GB --method layer --dataset rows
   another ratio from the same calibration:
     optimum-cli mllm-prune --model llava-hf/llava-1.5-7b-hf out40 --ratio 0.4 --scores out
   scores in which answer tokens count four times and image tokens half:
@@ -42,8 +44,8 @@ exit codes: 0 done; 1 something failed; 2 the input is wrong (one line says what
 
 LESS_MEMORY = (
     "lower --batch-size or --num-samples, add --gradient-checkpointing, choose an importance without gradients "
-    "(activation, magnitude_l2), add --repair none, or use another --device; in a recovery, --recover-set "
-    "per_device_train_batch_size=1"
+    "(activation, magnitude_l2), add --repair none, name a --max-memory, or use another --device; in a recovery, "
+    "--recover-set per_device_train_batch_size=1"
 )
 
 
@@ -240,6 +242,12 @@ def _add_evaluation(parser: ArgumentParser) -> None:
 
 def _add_loading(parser: ArgumentParser) -> None:
     group = add_loading_flags(parser)
+    add_flag(
+        group,
+        "--max-memory",
+        help="such as 6GB (default: what is free): of a model that does not fit, decoder layers stay on disk until "
+        "they run, are scored one after the other, and pruned on the way from file to file",
+    )
     add_flag(
         group,
         "--trust-remote-code",

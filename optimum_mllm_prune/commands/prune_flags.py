@@ -31,7 +31,8 @@ _BELONGS = {
     "eval_efficiency": "eval_dataset",
 }
 # What a dry run that reads no data has no use for.
-SIZES_ALONE = ("output", *CALIBRATION, "modality_weights", "seed", "overwrite", "dtype", "device", "device_map")
+SIZES_ALONE = ("output", *CALIBRATION, "modality_weights", "seed", "overwrite")
+SIZES_ALONE += ("dtype", "device", "device_map", "max_memory")
 # What a flag is when it was not given; None where not named.
 DEFAULTS = {
     "method": "auto",

@@ -91,7 +91,8 @@ def _make(task: _Task) -> None:
         print(f"Pruned already, in {target}: going on with the recovery.")
     else:
         rows = drawn_rows(args, task.choice.config, bool(task.plan or task.scores))
-        pruner = MLLMPruner.from_pretrained(args.model, args.dtype, args.device, args.device_map, **task.hub)
+        where = {"device": args.device, "device_map": args.device_map, "max_memory": args.max_memory}
+        pruner = MLLMPruner.from_pretrained(args.model, args.dtype, **where, **task.hub)
         found = searched(pruner, task.choice, rows) if args.search else None
         plan = found.best.plan if found else _plan(pruner, task, rows)
         plan = replace(plan, command=task.command)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-from ..backbone import Group, Hidden
+from ..backbone import Group, Hidden, weight_of
 from ..calibration.batches import Batch, Modality
 
 
@@ -126,8 +126,8 @@ def zeros(subject: Subject, per_column: bool, shape: tuple[int, ...] = (len(MODA
 
 def column_norms(subject: Subject, group: Group) -> Tensor:
     """||W_:j||_2 of each reader's columns, fp64 (sites, 1, columns)."""
-    weights = [subject.model.get_parameter(site.reader.tensor) for site in group.sites]
-    return torch.stack([w.detach().float().norm(dim=0).cpu() for w in weights]).double().unsqueeze(1)
+    weights = (weight_of(subject.model, site.reader.tensor) for site in group.sites)
+    return torch.stack([weight.float().norm(dim=0).cpu() for weight in weights]).double().unsqueeze(1)
 
 
 def by_sample(states: Tensor, modality: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..backbone import Site
+from ..backbone import Site, weight_of
 from ..calibration.batches import Batch, Modality
 from ..calibration.walk import Walk
 from .observer import Observer, Subject, by_sample
@@ -37,7 +37,7 @@ class Reconstruction(Observer):
             adds = [partial(_add, grams, real, (kind, index), site.layer) for kind, index, site in sites]
             walk.advance(dict(zip(readers, adds, strict=True)))
             for kind, index, site in sites:
-                weight = self.subject.model.get_parameter(site.reader.tensor).detach()
+                weight = weight_of(self.subject.model, site.reader.tensor)
                 self.errors[kind][index] = removal_errors(grams[kind, index], weight, site.reader.units).float().cpu()
 
     def scores(self) -> dict[str, Tensor]:

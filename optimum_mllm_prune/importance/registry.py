@@ -34,6 +34,8 @@ class Metric:
         batch: whether "all" rows belong in one batch (by default) or each in "one" of its own (always), because the
             score is not linear in the gradient; None where it does not matter.
         in_a_row: whether layers go as one run of neighbours, scored as a whole.
+        by_layer: whether every layer can be looked at apart, all rows at once, so that the weights of no other need
+            be in memory.
     """
 
     needs: Needs
@@ -41,15 +43,21 @@ class Metric:
     samples: int = 0
     batch: Literal["all", "one"] | None = None
     in_a_row: bool = False
+    by_layer: bool = False
 
     @property
     def weighs_tokens(self) -> bool:
         """Whether image, prompt and answer tokens can be weighted."""
         return isinstance(self.create, type) and issubclass(self.create, ByModality)
 
+    @property
+    def takes_offloaded(self) -> bool:
+        """Whether not all weights need to be in memory at once."""
+        return self.by_layer or self.needs == "weights"
+
 
 METRICS: dict[str, dict[str, Metric]] = {
-    "block_influence": {"layer": Metric("forward", BlockInfluence, 50)},
+    "block_influence": {"layer": Metric("forward", BlockInfluence, 50, by_layer=True)},
     "angular": {"layer": Metric("forward", AngularDistance, 50, in_a_row=True)},
     "loss": {"layer": Metric("rows", AnswerLoss, 10)},
     "merge": {"layer": Metric("rows", Merging, 10)},
@@ -58,10 +66,13 @@ METRICS: dict[str, dict[str, Metric]] = {
     "taylor_second": {"width": Metric("backward", TaylorSecond, 10, batch="one")},
     "taylor_mixed": {"width": Metric("backward", TaylorMixed, 10, batch="one")},
     "taylor_group": {"width": Metric("backward", TaylorGroup, 10)},
-    "activation": {"width": Metric("forward", Activation, 50), "hidden": Metric("forward", HiddenActivation, 50)},
-    "wanda": {"width": Metric("forward", Wanda, 50)},
-    "fluctuation": {"width": Metric("forward", Fluctuation, 50)},
-    "reconstruction": {"width": Metric("rows", Reconstruction, 50)},
+    "activation": {
+        "width": Metric("forward", Activation, 50, by_layer=True),
+        "hidden": Metric("forward", HiddenActivation, 50),
+    },
+    "wanda": {"width": Metric("forward", Wanda, 50, by_layer=True)},
+    "fluctuation": {"width": Metric("forward", Fluctuation, 50, by_layer=True)},
+    "reconstruction": {"width": Metric("rows", Reconstruction, 50, by_layer=True)},
     "magnitude_l1": {"width": Metric("weights", partial(UnitMagnitude, norm="l1"))},
     "magnitude_l2": {
         "width": Metric("weights", partial(UnitMagnitude, norm="l2")),

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
-from ..backbone import Backbone, Group, NotExpressibleError, refuse_offloaded, with_layouts
+from ..backbone import Backbone, Group, NotExpressibleError, is_offloaded, refuse_offloaded_outside, with_layouts
 from ..calibration.batches import Batch, Modality, batches
 from ..calibration.engine import evaluating, run_calibration
+from ..calibration.layerwise import run_layer_by_layer
 from ..calibration.rows import load_rows
 from ..errors import UserInputError
 from .observer import ByModality, Observer, Subject
-from .registry import METRICS, companions, metric_of, scored_as
+from .registry import METRICS, companions, metric_of, metrics_for, scored_as
 from .runs import RUNS, runs_within
 from .scores import Scores, by_layer
 
@@ -48,9 +49,10 @@ def score(
         UserInputError: the data cannot be used, or it or the processor is not there; weights are offloaded; no width
             can change but that is the method; scores are not finite; no token counts by the weights of modalities.
     """
-    refuse_offloaded(model)
-    groups, left_out = _located(model, backbone)
     scored = scored_as(config.method)
+    refuse_offloaded_outside(model, backbone.layers_prefix)
+    _refuse_passes(model, scored, config.importance)
+    groups, left_out = _located(model, backbone)
     if scored == "width":
         backbone.without(left_out).width_groups()
     protected = frozenset(backbone.protected_layers) | frozenset(config.protected_layers or ())
@@ -63,6 +65,16 @@ def score(
     tensors, statistics = _gathered(found, groups, backbone), _kept_apart(observers, groups, backbone)
     scores = Scores(tensors, metrics, backbone.fingerprint, left_out, statistics)
     return scores.weighted(config.modality_weights), calibration
+
+
+def _refuse_passes(model: PreTrainedModel, scored: str, importance: str) -> None:
+    """Raise UserInputError where weights are offloaded that a metric wants to have all at once."""
+    if not METRICS[importance][scored].takes_offloaded and is_offloaded(model):
+        able = [name for name in metrics_for(scored) if METRICS[name][scored].takes_offloaded]
+        raise UserInputError(
+            f"importance '{importance}' needs all weights in memory, and some are offloaded: use one of "
+            f"{', '.join(able)}, or load the whole model."
+        )
 
 
 def _located(model: PreTrainedModel, backbone: Backbone) -> tuple[list[Group], dict[str, str]]:
@@ -107,8 +119,11 @@ def _calibrate(
         with evaluating(subject.model), torch.no_grad():
             observers[0].run(made)
         observers = observers[1:]
-    passes = max(observer.passes for observer in observers)
-    made = made if passes == 1 else list(made)
+    if is_offloaded(subject.model) and all(site.layer is not None for group in subject.groups for site in group.sites):
+        run_layer_by_layer(subject.model, made, observers, subject.layers)
+        observers = ()
+    passes = max((observer.passes for observer in observers), default=0)
+    made = list(made) if passes > 1 else made
     for number in range(passes):
         run_calibration(
             subject.model,

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.linalg import vector_norm
 from tqdm.auto import tqdm
 
-from ..backbone import Axis, Group
+from ..backbone import Axis, Group, in_memory, weight_of
 from .observer import Observer, Subject
 
 
@@ -16,10 +16,10 @@ class LayerMagnitude(Observer):
 
     def scores(self) -> dict[str, Tensor]:
         """{"layers": (layers,)}."""
-        norms = [
-            sum(p.detach().abs().sum(dtype=torch.float32).cpu() for p in layer.parameters())
-            for layer in self.subject.layers
-        ]
+        norms = []
+        for layer in self.subject.layers:
+            with in_memory(layer):
+                norms.append(sum(p.detach().abs().sum(dtype=torch.float32).cpu() for p in layer.parameters()))
         return {"layers": torch.stack(norms)}
 
 
@@ -50,7 +50,7 @@ class UnitMagnitude(Observer):
 
     def _along(self, axis: Axis) -> Tensor:
         """Sum of |w| or w^2 at each position along an axis, fp32 without a copy of the weight: (size,)."""
-        weight = self.subject.model.get_parameter(axis.tensor).detach()
+        weight = weight_of(self.subject.model, axis.tensor)
         others = [dim for dim in range(weight.ndim) if dim != axis.dim]
         order = 1 if self.norm == "l1" else 2
         norms = vector_norm(weight, order, dim=others, dtype=torch.float32) if others else weight.float().abs()

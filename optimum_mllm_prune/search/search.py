@@ -9,7 +9,7 @@ from accelerate.utils.memory import clear_device_cache
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from ..backbone import Sizes
+from ..backbone import Sizes, refuse_offloaded
 from ..configuration import PruningConfig
 from ..errors import UserInputError
 from ..evaluation.efficiency import Loaded, measure_efficiency
@@ -55,11 +55,12 @@ def search(
         repair_rows: to refit each plan's maps on before it is scored, where `config` asks for a repair; None for none.
 
     Raises:
-        UserInputError: there is no processor, no row, no plan that meets the size, or answers cannot be scored in the
-            model's number format.
+        UserInputError: there is no processor, weights are offloaded, there is no row, no plan meets the size, or
+            answers cannot be scored in the model's number format.
     """
     if pruner.processor is None:
         raise UserInputError("a search reads rows: give MLLMPruner a processor.")
+    refuse_offloaded(pruner.model, "a search")
     if not held_out:
         raise UserInputError("no row is left to score plans on: give more rows, or calibrate on fewer.")
     scores = pruner.score(config, rows)

@@ -1,17 +1,19 @@
 """The pruned model, built anew from the edited config and the sliced weights."""
 
 import copy
+from collections.abc import Collection
 
 from accelerate import dispatch_model, init_empty_weights
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..backbone import Backbone, Group, NotExpressibleError, refuse_offloaded, with_layouts
+from ..backbone import Backbone, Group, NotExpressibleError, refuse_offloaded, refuse_offloaded_outside, with_layouts
 from ..backbone.skeleton import attention_implementations
 from ..errors import UserInputError
 from ..planning import PruningPlan
 from .hidden import Narrowing
-from .slicing import cuts_of, hidden_cuts, sliced
+from .lazily import SlicedWeights, placed_lazily
+from .slicing import cuts_of, hidden_cuts, offloaded, sliced
 
 
 def pruned_model(
@@ -23,17 +25,20 @@ def pruned_model(
     reload of its checkpoint will be. Its tensors are assigned, not copied.
 
     Args:
-        model: the original, on one device or spread by a device map, nothing offloaded.
+        model: the original, on one device or spread by a device map. Of weights on disk only what the pruned model has
+            of them is read, and anew whenever it is asked for: the original must stay as it is on disk.
         backbone: of `model`.
         plan: made for `model`.
         keep_original: leave `model` as it is, for a look at what the plan would give: tensors that lose nothing are
             then those of both, and neither may be changed.
 
     Raises:
-        UserInputError: the plan does not fit the model, some weights are offloaded, or with a smaller hidden size the
-            architecture computes something else.
+        UserInputError: the plan does not fit the model, or with a smaller hidden size the architecture computes
+            something else, or weights are offloaded.
     """
-    refuse_offloaded(model)
+    refuse_offloaded_outside(model, backbone.layers_prefix)
+    if plan.removed_hidden:
+        refuse_offloaded(model, "method 'hidden'")
     sizes = plan.sizes(backbone)
     try:
         backbone.built(sizes)
@@ -47,9 +52,12 @@ def pruned_model(
     if narrowing is not None:
         narrowing.foresee(model, fresh, plan)
     state = dict(sliced(model, backbone, plan, cuts, keep_original))
-    fresh.load_state_dict(state, strict=True, assign=True)
-    fresh.tie_weights()
-    placed = _placed(fresh, device, _device_map(device_map, backbone, plan))
+    lazily = offloaded(model, backbone, plan)
+    _assign(fresh, state, lazily)
+    new_map = _device_map(device_map, backbone, plan)
+    if lazily:
+        return placed_lazily(fresh, new_map, SlicedWeights(model, fresh, lazily, cuts))
+    placed = _placed(fresh, device, new_map)
     if narrowing is not None:
         narrowing.finish(placed)
     return placed
@@ -68,6 +76,15 @@ def _empty_model(model: PreTrainedModel, backbone: Backbone, plan: PruningPlan) 
         fresh = type(model)._from_config(config, dtype=model.dtype, attn_implementation=implementations)
     fresh.generation_config = copy.deepcopy(model.generation_config)
     return fresh.eval()
+
+
+def _assign(model: PreTrainedModel, state: dict[str, Tensor], lazily: Collection[str]) -> None:
+    """Give a model its weights. Raises RuntimeError where some are missing, but for those that come later."""
+    found = model.load_state_dict(state, strict=not lazily, assign=True)
+    lacking = set(found.missing_keys) - set(lazily)
+    if lacking or found.unexpected_keys:
+        raise RuntimeError(f"the pruned model lacks {sorted(lacking)} and does not know {found.unexpected_keys}")
+    model.tie_weights()
 
 
 def _placed(model: PreTrainedModel, device: object, device_map: dict[str, object] | None) -> PreTrainedModel:

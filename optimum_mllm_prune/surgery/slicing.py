@@ -39,17 +39,25 @@ def sliced(
     """Names and tensors of the pruned model's state dict.
 
     Unless they are to be kept, the tensors are taken out of `model` one by one, so that the two models never stand in
-    memory together; what is left of `model` cannot be used any more.
+    memory together; what is left of `model` cannot be used any more. Those that are offloaded stay where they are.
     """
     kept = plan.kept_layers
     for name in tqdm(list(model.state_dict()), desc="Pruning", unit="tensor", leave=False):
         tensor = _tensor(model, name, keep)
         renamed = backbone.renamed(name, kept)
-        if renamed is not None:
-            yield renamed, _sliced(tensor, cuts.get(name, []))
+        if renamed is not None and not tensor.is_meta:
+            yield renamed, slice_of(tensor, cuts.get(name, []))
 
 
-def _sliced(tensor: Tensor, cuts: list[tuple[Axis, list[int]]]) -> Tensor:
+def offloaded(model: nn.Module, backbone: Backbone, plan: PruningPlan) -> dict[str, str]:
+    """Names in the pruned model, of weights that are offloaded in `model`, to their names there."""
+    names = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
+    renamed = {name: backbone.renamed(name, plan.kept_layers) for name in names}
+    return {new: name for name, new in renamed.items() if new is not None}
+
+
+def slice_of(tensor: Tensor, cuts: list[tuple[Axis, list[int]]]) -> Tensor:
+    """What stays of a tensor; the tensor itself where nothing is cut."""
     for axis, left in cuts:
         tensor = tensor.index_select(axis.dim, axis.indices(left).to(tensor.device))
     return tensor
@@ -60,6 +68,6 @@ def _tensor(model: nn.Module, name: str, keep: bool) -> Tensor:
     module = model.get_submodule(parent)
     home = module._parameters if leaf in module._parameters else module._buffers
     tensor = home[leaf]
-    if not keep:
+    if not keep and not tensor.is_meta:
         home[leaf] = None
     return tensor.detach()

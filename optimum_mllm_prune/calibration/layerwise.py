@@ -1,0 +1,49 @@
+"""Calibration layer by layer: of offloaded weights those of one decoder layer at a time are in memory."""
+
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+
+from .batches import Batch
+from .engine import Attachable, evaluating, run_calibration
+from .walk import Walk
+
+
+def run_layer_by_layer(
+    model: PreTrainedModel, batches: Iterable[Batch], observers: Sequence[Attachable], layers: nn.ModuleList
+) -> None:
+    """As `run_calibration` without gradients, but every layer sees all batches before the next one sees any.
+
+    Each layer's weights are fetched once. Kept are what the present layer gives of all batches, and their images as
+    the vision tower sees them. Where a later layer looks at more of earlier ones than their output, whole passes are
+    made instead, each of which fetches all weights.
+
+    Args:
+        model: its weights do not change.
+        batches: calibration batches; all are moved to the model's device.
+        observers: what listens, at decoder layers and inside them and nowhere else. Each is told of a batch anew at
+            every layer.
+        layers: the decoder layers.
+    """
+    made = [batch.to(model.device, model.dtype) for batch in batches]
+    with ExitStack() as stack:
+        stack.enter_context(evaluating(model))
+        stack.enter_context(torch.no_grad())
+        walk = Walk(model, layers, made)
+        if not walk.skips:
+            run_calibration(model, made, observers, layers, backward=False, total=len(made))
+            return
+        for observer in observers:
+            for handle in observer.attach():
+                stack.callback(handle.remove)
+
+        def begin(batch: Batch) -> None:
+            for observer in observers:
+                observer.begin(batch)
+
+        for _ in tqdm(layers, desc="Calibrating", unit="layer"):
+            walk.advance(begin=begin)

@@ -1,0 +1,76 @@
+"""Where a model's weights go that is larger than memory: its decoder layers wait on disk, the rest is loaded."""
+
+from collections.abc import Iterable
+
+import psutil
+import torch
+from accelerate.utils import get_max_memory
+from torch import nn
+from transformers import PreTrainedConfig
+
+from .backbone import Backbone, model_class_of
+from .backbone.skeleton import skeleton
+from .errors import UserInputError
+from .planning.byte_sizes import in_gigabytes
+
+
+# Of the memory that is there, what weights may take: the rest is for activations and sums.
+SHARE = 0.8
+DISK = "disk"
+
+
+def layers_on_disk(
+    config: PreTrainedConfig, max_memory: int | None, dtype: torch.dtype, device: str
+) -> dict[str, str] | None:
+    """A device map with all decoder layers on disk; None where the whole model fits.
+
+    Args:
+        config: of the model.
+        max_memory: bytes that this process may take, in the memory of `device`; None is what is free there.
+        dtype: number format of the weights once they are loaded.
+        device: where what is loaded goes, and each layer while it runs.
+
+    Raises:
+        UserInputError: not even one layer fits beside what must be loaded.
+    """
+    free = _free(device) if max_memory is None else max_memory - _taken(device)
+    model = skeleton(model_class_of(config), config)
+    if _bytes([model], dtype) <= SHARE * free:
+        return None
+    prefix = Backbone(model_class_of(config), config).layers_prefix
+    layers = model.get_submodule(prefix)
+    loaded = _bytes([model], dtype) - _bytes(layers, dtype)
+    needed = loaded + max(_bytes([layer], dtype) for layer in layers)
+    if needed > SHARE * free:
+        raise UserInputError(
+            f"{in_gigabytes(max(free, 0))} of memory are too little: one decoder layer and all that is none take "
+            f"{in_gigabytes(needed)}, and may take {SHARE:.0%}; allow {in_gigabytes(needed / SHARE - free)} more."
+        )
+    return dict.fromkeys(_others(model, prefix), device) | {f"{prefix}.{i}": DISK for i in range(len(layers))}
+
+
+def _others(model: nn.Module, prefix: str) -> Iterable[str]:
+    """Names of the largest modules, and of parameters in between, that hold all that the layers do not."""
+    path = prefix.split(".")
+    for depth, following in enumerate(path):
+        parent = ".".join(path[:depth])
+        module = model.get_submodule(parent)
+        names = [name for name, _ in module.named_children() if name != following]
+        names += [name for name, _ in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))]
+        yield from (f"{parent}.{name}".lstrip(".") for name in names)
+
+
+def _bytes(modules: Iterable[nn.Module], dtype: torch.dtype) -> int:
+    distinct = {id(p): p.numel() for module in modules for p in module.parameters()}
+    return sum(distinct.values()) * dtype.itemsize
+
+
+def _free(device: str) -> int:
+    if torch.device(device).type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return get_max_memory()["cpu"]
+
+
+def _taken(device: str) -> int:
+    """What of the limit is taken already: on the CPU the interpreter and its libraries."""
+    return psutil.Process().memory_info().rss if torch.device(device).type == "cpu" else 0

@@ -1,0 +1,204 @@
+"""Models whose decoder layers stay on disk: the same scores, the same checkpoint, verified; and what is refused."""
+
+import json
+from functools import cache
+from pathlib import Path
+
+import psutil
+import pytest
+import scenes
+import torch
+from families import FAMILIES
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForImageTextToText
+
+from optimum_mllm_prune import MLLMPruner, PruningConfig, UserInputError
+from optimum_mllm_prune.backbone import Backbone, in_memory, is_offloaded, model_class_of, weight_of
+from optimum_mllm_prune.backbone.skeleton import count_parameters, skeleton
+from optimum_mllm_prune.calibration.row_forms import normalize_row
+from optimum_mllm_prune.loading import load_model
+from optimum_mllm_prune.placement import SHARE, layers_on_disk
+
+
+DIGITS = Path(__file__).parents[1] / "examples" / "digit_scenes" / "llava"
+# A plain one, fused projections, experts, DeepStack, cross-attention, parameters between the modules.
+FEW = ["llava_llama_gqa", "llava_phi3", "qwen3_vl", "qwen3_vl_moe", "mllama", "llava_next"]
+
+
+@cache
+def rows():
+    made = scenes.build(train=12, test=1, seed=5)["train"]
+    return [normalize_row(row) for row in made]
+
+
+def on_disk(config, device="cpu"):
+    """A device map with the layers on disk, whatever the memory."""
+    whole = count_parameters(skeleton(model_class_of(config), config)) * torch.float32.itemsize
+    limit = psutil.Process().memory_info().rss + int(whole / SHARE * 0.999)
+    return layers_on_disk(config, limit, torch.float32, device)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return on_disk(AutoConfig.from_pretrained(DIGITS))
+
+
+def pruner(device_map=None):
+    where = {"device": "cpu"} if device_map is None else {"device_map": device_map}
+    return MLLMPruner.from_pretrained(str(DIGITS), dtype="float32", **where)
+
+
+@pytest.mark.parametrize("family", FEW)
+def test_it_computes_what_the_whole_model_does(family, tmp_path):
+    whole = FAMILIES[family].build()
+    whole.save_pretrained(tmp_path / "model")
+    device_map = on_disk(whole.config)
+    assert sum(place == "disk" for place in device_map.values()) == len(
+        whole.get_submodule(Backbone.of(whole).layers_prefix)
+    )
+    loaded = load_model(str(tmp_path / "model"), whole.config, device_map=device_map)
+    layers = loaded.get_submodule(Backbone.of(loaded).layers_prefix)
+    assert is_offloaded(loaded) and all(p.is_meta for p in layers.parameters())
+    others = [p for name, p in loaded.named_parameters() if not name.startswith(Backbone.of(loaded).layers_prefix)]
+    assert not any(p.is_meta for p in others)
+    inputs = FAMILIES[family].inputs(whole.config)
+    with torch.no_grad():
+        expected = whole(**inputs).logits
+        assert torch.allclose(loaded(**inputs).logits, expected, atol=1e-5)
+        with in_memory(layers):
+            assert not is_offloaded(loaded)
+            assert torch.allclose(loaded(**inputs).logits, expected, atol=1e-5)
+    assert all(p.is_meta for p in layers.parameters())
+    for name, parameter in whole.named_parameters():
+        assert torch.equal(weight_of(loaded, name), parameter.detach())
+
+
+@pytest.mark.parametrize(
+    ("method", "importance"),
+    [
+        ("layer", "block_influence"),
+        ("width", "activation"),
+        ("width", "wanda"),
+        ("width", "fluctuation"),
+        ("width", "reconstruction"),
+        ("width", "magnitude_l1"),
+        ("layer", "magnitude"),
+    ],
+)
+def test_scores_are_those_of_the_whole_model(method, importance, digits):
+    config = PruningConfig(method=method, importance=importance, num_samples=6, batch_size=4)
+    whole, layerwise = (made.score(config, rows()) for made in (pruner(), pruner(digits)))
+    assert whole.tensors.keys() == layerwise.tensors.keys()
+    for kind, scores in whole.tensors.items():
+        # Errors of a refit magnify what rounding changes in the sums.
+        near = 1e-3 if importance == "reconstruction" else 1e-5
+        assert torch.allclose(layerwise.tensors[kind], scores, rtol=near, atol=near * scores.abs().max()), kind
+
+
+def test_every_layer_is_fetched_once(digits, monkeypatch):
+    made, fetched = pruner(digits), []
+    layers = made.model.get_submodule(made.backbone().layers_prefix)
+    for number, layer in enumerate(layers):
+        hook = layer.mlp.down_proj._hf_hook
+        fetch = type(hook.weights_map).__getitem__
+
+        class Counted(type(hook.weights_map)):
+            def __getitem__(self, key, number=number, fetch=fetch):
+                fetched.append(number)
+                return fetch(self, key)
+
+        hook.weights_map.__class__ = Counted
+    made.score(PruningConfig(method="layer", num_samples=6, batch_size=2), rows())
+    # In a whole pass that finds out whether layers can be skipped, and in earnest; the last one is tried as well.
+    assert [fetched.count(number) for number in range(len(layers))] == [2] * (len(layers) - 1) + [3]
+
+
+@pytest.mark.parametrize(
+    "wish",
+    [
+        {"num_layers": 3, "importance": "block_influence"},
+        {"ratio": 0.3, "importance": "wanda"},
+        {"ratio": 0.4, "method": "mixed", "importance": "magnitude_l2"},
+    ],
+    ids=["layers", "width", "mixed"],
+)
+def test_the_checkpoint_is_that_of_the_whole_model(wish, digits, tmp_path):
+    plan = pruner().plan(PruningConfig(repair="none", num_samples=4, **wish), rows())
+    whole, lazily = pruner(), pruner(digits)
+    whole.prune(plan)
+    lazily.prune(plan)
+    assert is_offloaded(lazily.model)
+    whole.save_pretrained(tmp_path / "whole")
+    report = lazily.save_pretrained(tmp_path / "lazily")
+    expected, found = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "lazily"))
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    assert report.verification.max_abs_logit_difference == 0
+    assert report.verification.generated_tokens_equal is None
+    told = [json.loads((tmp_path / name / "config.json").read_text()) for name in ("whole", "lazily")]
+    assert told[0] == told[1]
+
+
+def test_scored_planned_pruned_and_saved_from_disk(digits, tmp_path):
+    made = pruner(digits)
+    made.prune(PruningConfig(ratio=0.3, importance="fluctuation", num_samples=4), rows())
+    assert made.repair is None
+    made.save_pretrained(tmp_path / "out")
+    loaded, told = AutoModelForImageTextToText.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not told["missing_keys"] and not told["unexpected_keys"]
+    assert loaded.num_parameters() == made.model.num_parameters()
+
+
+def test_what_fits_stays_whole():
+    assert layers_on_disk(AutoConfig.from_pretrained(DIGITS), None, torch.float32, "cpu") is None
+    assert not is_offloaded(MLLMPruner.from_pretrained(str(DIGITS), device="cpu", max_memory="4GB").model)
+
+
+def test_memory_that_not_even_one_layer_fits_in():
+    with pytest.raises(UserInputError) as told:
+        layers_on_disk(AutoConfig.from_pretrained(DIGITS), psutil.Process().memory_info().rss, torch.float32, "cpu")
+    assert " of memory are too little: one decoder layer and all that is none take 2." in str(told.value)
+    assert str(told.value).endswith(" more.")
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (
+            PruningConfig(importance="taylor"),
+            "importance 'taylor' needs all weights in memory, and some are offloaded: use one of activation, wanda, "
+            "fluctuation, reconstruction, magnitude_l1, magnitude_l2, random, or load the whole model.",
+        ),
+        (
+            PruningConfig(num_layers=2, importance="merge"),
+            "importance 'merge' needs all weights in memory, and some are offloaded: use one of block_influence, "
+            "magnitude, random, or load the whole model.",
+        ),
+        (
+            PruningConfig(importance="wanda", steps=2, num_samples=2),
+            "pruning in steps needs all weights in memory, and some are offloaded: load the whole model, on the CPU, "
+            "on enough GPUs, or with a larger max_memory.",
+        ),
+        (
+            PruningConfig(importance="magnitude_l2", repair="least-squares"),
+            "repair 'least-squares' needs all weights in memory, and some are offloaded: use repair 'none', or load "
+            "the whole model.",
+        ),
+        (
+            PruningConfig(method="hidden", importance="magnitude_l2", ratio=0.2),
+            "method 'hidden' needs all weights in memory, and some are offloaded: load the whole model, on the CPU, "
+            "on enough GPUs, or with a larger max_memory.",
+        ),
+    ],
+    ids=["taylor", "merge", "steps", "repair", "hidden"],
+)
+def test_what_needs_all_weights_is_refused(config, message, digits):
+    with pytest.raises(UserInputError) as told:
+        pruner(digits).prune(config, rows())
+    assert str(told.value) == message
+
+
+def test_a_device_map_and_a_limit_contradict(digits):
+    with pytest.raises(UserInputError) as told:
+        MLLMPruner.from_pretrained(str(DIGITS), device_map=digits, max_memory="6GB")
+    assert str(told.value) == "device_map and max_memory both say what is in memory: give one of them."
