@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
-_CHATTY = ("huggingface_hub", "datasets", "transformers")
+_CHATTY = ("huggingface_hub", "datasets", "transformers", "accelerate")
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..backbone import weight_of
+from ..quiet import quiet
 from .slicing import Cuts, slice_of
 
 
@@ -41,4 +42,5 @@ class SlicedWeights(Mapping[str, Tensor]):
 
 def placed_lazily(model: PreTrainedModel, device_map: Mapping[str, object], weights: SlicedWeights) -> PreTrainedModel:
     """`model` with hooks that fetch those of its weights which a device map has on disk."""
-    return dispatch_model(model, dict(device_map), state_dict=weights, offload_index={}, force_hooks=True)
+    with quiet():
+        return dispatch_model(model, dict(device_map), state_dict=weights, offload_index={}, force_hooks=True)
