@@ -89,6 +89,14 @@ def load_to_work_on(
     return model, None if working == dtype else saved_dtype(config)
 
 
+def rounded(model: PreTrainedModel, dtype: torch.dtype | None) -> PreTrainedModel:
+    """The model with the values that it will be saved with, held as before; None changes nothing."""
+    for tensor in model.state_dict(keep_vars=True).values() if dtype else ():
+        if tensor.is_floating_point():
+            tensor.data = tensor.data.to(dtype).to(tensor.dtype)
+    return model
+
+
 def as_saved(model: PreTrainedModel, dtype: torch.dtype | None) -> PreTrainedModel:
     """The model with all that is saved of it in the number format of the checkpoint; None leaves it as it is."""
     if dtype is None:

@@ -31,7 +31,7 @@ from .errors import UserInputError
 from .importance import Scores
 from .importance.scoring import score
 from .loading import commit_of, load_config, with_origin
-from .number_formats import as_saved, load_to_work_on
+from .number_formats import as_saved, load_to_work_on, rounded
 from .planning import PruningPlan, checked, make_plan
 from .repair import Merge, Repair, repair, rows_to_repair
 from .steps import stepwise_plan
@@ -207,8 +207,7 @@ class MLLMPruner:
         if rows is not None:
             with self.timings.of("repair"):
                 self.repair = repair(original, self.model, backbone, plan, self.processor, rows)
-        self.model = as_saved(self.model, self._saved_dtype)
-        return self.model
+        return rounded(self.model, self._saved_dtype)
 
     def save_pretrained(
         self,
@@ -239,12 +238,13 @@ class MLLMPruner:
         if self._pruned is None or self.model is None:
             raise UserInputError("there is no pruned model to save: call prune before save_pretrained.")
         plan, before, generates = self._pruned
-        after, machine = weight_bytes(self.model), environment(self.model)
+        after = weight_bytes(self.model, self._saved_dtype)
         output = check_output(output, overwrite, after, [self.base_model])
         scores, calibration = self._calibrated.get(plan.scores, (None, None))
         with self.timings.of("reference"):
             inputs = dict(verification_inputs or trial_inputs(self.model, self.processor))
             reference = reference_of(self.model, inputs, self._backbone_for(plan).layers_prefix, generates)
+        machine = environment(as_saved(self.model, self._saved_dtype))
         with atomic_folder(output) as folder:
             with self.timings.of("saving"):
                 write_checkpoint(folder, self.model, self.processor, plan, scores, max_shard_size)
