@@ -18,6 +18,7 @@ from ..importance import SCORES_NAME, Scores
 from ..importance.registry import metric_of
 from ..loading import check_device, load_config, public_name
 from ..planning import PruningPlan, account
+from ..planning.fitting import raised
 from ..pruner import MLLMPruner
 from ..recovery.arguments import RecoveryArguments
 from .command_line import command_line, last_part
@@ -28,10 +29,6 @@ from .prune_rows import DrawnRows, drawn_rows
 from .prune_search import keep, searched
 from .prune_stages import check_evaluation, evaluate_output, goes_on, is_made
 from .summary import advice_text, plan_table, repair_text, report_table
-
-
-# How much more is tried at a time where the split between heads and MLP leaves too much.
-_MORE = 0.005
 
 
 def run(args: Namespace) -> None:
@@ -116,12 +113,13 @@ def _plan(pruner: MLLMPruner, task: _Task, rows: DrawnRows) -> PruningPlan:
     most = rows.repair or rows.calibration
     plan = pruner.plan(config, most if config.steps > 1 else rows.calibration, task.scores)
     backbone = pruner.backbone(config.head_unit)
-    # The ratio that meets a size in bytes was found for an even split; errors may split it otherwise.
-    while config.head_share == AUTO and config.steps == 1 and config.ratio and not choice.met(plan, backbone):
-        config.ratio = round(config.ratio + _MORE, 6)
-        if config.ratio >= 1:
-            break
-        plan = pruner.plan(config, scores=pruner.scores)
+
+    def plan_at(ratio: float) -> PruningPlan:
+        config.ratio = ratio
+        return pruner.plan(config, scores=pruner.scores)
+
+    if config.head_share == AUTO and config.steps == 1 and config.ratio:
+        plan = raised(plan, config.ratio, lambda one: choice.met(one, backbone), plan_at)
     choice.check(plan.sizes(backbone), plan.parameters["after"])
     return plan
 

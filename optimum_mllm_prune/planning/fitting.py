@@ -11,12 +11,33 @@ from ..configuration import PruningConfig
 from ..errors import UserInputError
 from .byte_sizes import in_gigabytes
 from .footprint import Footprint, Load, footprint, weight_bytes
+from .plan import PruningPlan
 from .planner import Account, account
 
 
 # Ratios are searched in thousandths of the backbone.
 _STEPS = 1000
 _COARSE = 25
+# By so much a ratio is raised that turns out too small.
+_MORE = 0.005
+
+
+def raised(
+    plan: PruningPlan, ratio: float, met: Callable[[PruningPlan], bool], plan_at: Callable[[float], PruningPlan]
+) -> PruningPlan:
+    """A plan whose split between heads and MLP follows errors, and whose ratio was found for an even one: raised until
+    the plan is small enough; the last one where none is.
+
+    Args:
+        plan: made for `ratio`.
+        ratio: share of the backbone.
+        met: whether a plan is small enough.
+        plan_at: the plan for a ratio.
+    """
+    while not met(plan) and ratio + _MORE < 1:
+        ratio = round(ratio + _MORE, 6)
+        plan = plan_at(ratio)
+    return plan
 
 
 def ratio_for_bytes(backbone: Backbone, config: PruningConfig, size: int, dtype: torch.dtype) -> float:

@@ -46,8 +46,9 @@ def least_error(choices: Sequence[tuple[Sizes, str]], scores: Scores, groups: Se
         sizes, _ = choice
         return sum(error_left(scores, group, getattr(sizes, group.kind), sizes.kept_layers) for group in groups)
 
-    best = min(choices, key=error)
-    return best[0], f"{best[1]}; of {len(choices)} splits the one with the least error, {error(best):.4f}"
+    errors = [error(choice) for choice in choices]
+    sizes, remark = choices[errors.index(min(errors))]
+    return sizes, f"{remark}; of {len(choices)} splits the one with the least error, {min(errors):.4f}"
 
 
 def _worst(row: Tensor, units: Sequence[int]) -> float:

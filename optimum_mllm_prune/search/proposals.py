@@ -10,15 +10,13 @@ from ..errors import UserInputError
 from ..importance import Scores
 from ..importance.registry import METRICS_OF_ERRORS
 from ..planning import PruningPlan, make_plan
-from ..planning.fitting import least_ratio
+from ..planning.fitting import least_ratio, raised
 from ..planning.width import LARGEST_STEP
 
 
 # How fast heads go compared with MLP channels: as in the paper, half as fast, not at all.
 _HEAD_SHARES = (1.0, 0.5, 0.0)
 _ENDS = (1.0, 0.0)
-# How much more is tried at a time where the split by errors leaves too much.
-_MORE = 0.005
 # How much of a mixture is whole layers.
 _LAYER_SHARES = (1 / 3, 2 / 3)
 
@@ -85,14 +83,18 @@ def _small_enough(
 ) -> PruningPlan:
     whole = backbone.without(scores.left_out)
     ratio = least_ratio(whole, wish, meets)
-    plan = ratio and make_plan(backbone, _changed(wish, ratio=ratio, target_params=None), scores)
-    by_errors = plan and wish.head_share == AUTO
-    while by_errors and ratio < 1 - _MORE and not meets(plan.sizes(whole), plan.parameters["after"]):
-        # The ratio was found for an even split between heads and MLP.
-        ratio = round(ratio + _MORE, 6)
-        plan = make_plan(backbone, _changed(wish, ratio=ratio, target_params=None), scores)
+
+    def plan_at(ratio: float) -> PruningPlan:
+        return make_plan(backbone, _changed(wish, ratio=ratio, target_params=None), scores)
+
+    def met(plan: PruningPlan) -> bool:
+        return meets(plan.sizes(whole), plan.parameters["after"])
+
+    plan = ratio and plan_at(ratio)
+    if plan and wish.head_share == AUTO:
+        plan = raised(plan, ratio, met, plan_at)
     # Layers are not all alike, and which of them go is known only now.
-    if not plan or not meets(plan.sizes(whole), plan.parameters["after"]):
+    if not plan or not met(plan):
         raise UserInputError("no size of it is as small as was asked for")
     return plan
 

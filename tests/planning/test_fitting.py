@@ -14,7 +14,7 @@ from optimum_mllm_prune.configuration import PruningConfig
 from optimum_mllm_prune.errors import UserInputError
 from optimum_mllm_prune.planning import account
 from optimum_mllm_prune.planning.byte_sizes import in_gigabytes, parse_size
-from optimum_mllm_prune.planning.fitting import ratio_for_bytes, ratio_that_fits
+from optimum_mllm_prune.planning.fitting import raised, ratio_for_bytes, ratio_that_fits
 from optimum_mllm_prune.planning.footprint import Load, footprint
 
 
@@ -92,6 +92,19 @@ def test_what_a_plan_is_asked_for_besides_is_kept():
 def test_a_size_that_was_given_otherwise_is_not_looked_at():
     ratios = {ratio_for_bytes(llava_7b(), wish("layer", **size), 10 * GB, BF16) for size in ({}, {"num_layers": 2})}
     assert ratios == {ratio_for_bytes(llava_7b(), wish("layer", target_params=5 * GB), 10 * GB, BF16)}
+
+
+def test_a_plan_that_is_too_large_is_raised_until_it_is_not():
+    asked = []
+
+    def plan_at(ratio):
+        asked.append(ratio)
+        return ratio
+
+    assert raised(0.3, 0.3, lambda plan: plan > 0.3125, plan_at) == 0.315
+    assert asked == [0.305, 0.31, 0.315]
+    assert raised(0.3, 0.3, lambda plan: True, plan_at) == 0.3
+    assert raised(0.98, 0.98, lambda plan: False, plan_at) == 0.995
 
 
 def test_nothing_to_prune():
