@@ -5,6 +5,7 @@ from typing import Any
 
 from optimum.configuration_utils import BaseConfig
 
+from .calibration.batches import MODALITIES as TOKEN_KINDS
 from .errors import UserInputError
 from .importance.registry import METRICS, METRICS_OF_ERRORS, default_metric, metric_of, metrics_for
 from .json_types import fits, in_words
@@ -13,7 +14,7 @@ from .version import __version__
 
 AUTO = "auto"
 METHODS = ("auto", "layer", "width", "mixed", "hidden")
-MODALITIES = ("image", "prompt", "answer")
+MODALITIES = tuple(kind.name.lower() for kind in TOKEN_KINDS)
 REPAIRS = ("auto", "none", "least-squares", "linear-map", "merge")
 HEAD_UNITS = ("auto", "group", "query")
 DEFAULT_RATIO = 0.15

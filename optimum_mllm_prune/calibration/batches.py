@@ -1,6 +1,6 @@
 """Rows to what a model takes, and what each of its tokens is."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
@@ -36,6 +36,15 @@ class Modality(IntEnum):
     IMAGE = 1
     PROMPT = 2
     ANSWER = 3
+
+
+# Of real tokens, in the order in which statistics are kept apart.
+MODALITIES = (Modality.IMAGE, Modality.PROMPT, Modality.ANSWER)
+
+
+def weight_of_each(by_modality: Mapping[str, float] | None) -> Tensor:
+    """How much tokens count by what they are: fp64 (4,), in the order of `Modality`; 1 where it is not named."""
+    return torch.tensor([(by_modality or {}).get(one.name.lower(), 1.0) for one in Modality], dtype=torch.float64)
 
 
 @dataclass

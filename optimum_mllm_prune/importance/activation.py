@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
+from ..calibration.batches import MODALITIES
 from .observer import (
-    MODALITIES,
     TINY,
     ByModality,
     Statistics,

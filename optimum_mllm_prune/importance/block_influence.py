@@ -7,8 +7,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 from torch.utils.hooks import RemovableHandle
 
+from ..calibration.batches import MODALITIES
 from ..calibration.stream import entering, leaving
-from .observer import MODALITIES, TINY, ByModality, Statistics, Subject, by_sample
+from .observer import TINY, ByModality, Statistics, Subject, by_sample
 
 
 class BlockInfluence(ByModality):

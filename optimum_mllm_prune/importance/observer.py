@@ -10,13 +10,11 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from ..backbone import Group, Hidden, weight_of
-from ..calibration.batches import Batch, Modality
+from ..calibration.batches import MODALITIES, Batch, Modality
 
 
 Statistics = dict[str, Tensor]
 """Sums over tokens, fp64 (sites, 3, ...): of image, of prompt and of answer tokens."""
-
-MODALITIES = (Modality.IMAGE, Modality.PROMPT, Modality.ANSWER)
 
 # What nothing is divided by where no token has a weight.
 TINY = torch.finfo(torch.float64).tiny

@@ -13,8 +13,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..backbone import Group
+from ..calibration.batches import MODALITIES, weight_of_each
 from ..errors import UserInputError
-from .observer import MODALITIES, Statistics
+from .observer import Statistics
 from .registry import METRICS
 from .runs import RUNS
 
@@ -171,9 +172,8 @@ def _under(prefix: str, values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _vector(weights: Mapping[str, float] | None) -> Tensor:
-    """fp64 (3,)."""
-    each = [(weights or {}).get(modality.name.lower(), 1.0) for modality in MODALITIES]
-    return torch.tensor(each, dtype=torch.float64)
+    """Of `MODALITIES`, fp64 (3,)."""
+    return weight_of_each(weights)[list(MODALITIES)]
 
 
 def by_layer(group: Group, rows: Tensor, num_layers: int) -> dict[str, Tensor]:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from ..calibration.batches import Batch, Modality
+from ..calibration.batches import Batch, Modality, weight_of_each
 from .least_squares import Moments
 
 
@@ -31,17 +31,11 @@ def moments_of(
         x, y, weights = pair(number)
         if x.shape[-1] < start.shape[1]:
             x = torch.cat([x, x.new_ones(*x.shape[:-1], 1)], dim=-1)
-        counts = _counts(batch, by_modality).to(x.device)
+        counts = weight_of_each(by_modality).float()[batch.modality.long().cpu()].to(x.device)
         counts = counts if weights is None else counts * weights.to(counts)
         here = (batch.modality != Modality.PADDING).to(x.device)
         moments[number >= held_out].add(x[here], y.to(x.device)[here], counts[here])
     return moments[0], moments[1]
-
-
-def _counts(batch: Batch, by_modality: Mapping[str, float] | None) -> Tensor:
-    """How much each token counts by what it is: fp32 (rows, tokens)."""
-    each = [(by_modality or {}).get(modality.name.lower(), 1.0) for modality in Modality]
-    return torch.tensor(each, device=batch.modality.device)[batch.modality.long()]
 
 
 def with_bias(module: nn.Linear) -> Tensor:
