@@ -139,6 +139,27 @@ def test_the_checkpoint_is_that_of_the_whole_model(wish, digits, tmp_path):
     assert told[0] == told[1]
 
 
+@pytest.mark.parametrize(
+    ("family", "wish"),
+    [(family, {"num_layers": 1, "importance": "magnitude"}) for family in FEW]
+    # Mllama's layers differ in what width they have.
+    + [(family, {"ratio": 0.2, "importance": "magnitude_l2"}) for family in FEW if family != "mllama"],
+)
+def test_every_layout_is_cut_and_saved_from_disk(family, wish, tmp_path):
+    whole = FAMILIES[family].build()
+    whole.save_pretrained(tmp_path / "model")
+    lazily = load_model(str(tmp_path / "model"), whole.config, device_map=on_disk(whole.config))
+    made, config = MLLMPruner(whole), PruningConfig(**wish)
+    plan, theirs = made.plan(config), MLLMPruner(lazily).plan(config)
+    assert (plan.removed_layers, plan.removed_heads) == (theirs.removed_layers, theirs.removed_heads)
+    expected = made.prune(plan).state_dict()
+    found = MLLMPruner(lazily).prune(plan)
+    found.save_pretrained(tmp_path / "pruned")
+    loaded = load_model(str(tmp_path / "pruned"), found.config)
+    assert expected.keys() == loaded.state_dict().keys()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in loaded.state_dict().items())
+
+
 def test_scored_planned_pruned_and_saved_from_disk(digits, tmp_path):
     made = pruner(digits)
     made.prune(PruningConfig(ratio=0.3, importance="fluctuation", num_samples=4), rows())
