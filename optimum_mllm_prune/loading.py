@@ -2,6 +2,8 @@
 
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -10,7 +12,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from optimum.utils import logging
 from safetensors import SafetensorError
-from transformers import AutoConfig, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel, modeling_utils
 from transformers.utils import is_bitsandbytes_available
 from transformers.utils.hub import cached_file, extract_commit_hash
 
@@ -92,7 +94,7 @@ def load_model(
         device_map = device_map or {"": device or first_device()}
     folder = TemporaryDirectory(prefix="mllm-prune-", ignore_cleanup_errors=True)
     try:
-        with quiet(), warnings.catch_warnings():
+        with quiet(), _read_not_mapped(device_map), warnings.catch_warnings():
             # A parameter between the modules is named by itself.
             warnings.filterwarnings("ignore", message="The following device_map keys do not match any submodules")
             # Weights of another shape are told by name below, which transformers does only in its report.
@@ -174,6 +176,19 @@ def with_origin(
     if config.dataset is not None:
         config.dataset = public_name(config.dataset)
     return config
+
+
+@contextmanager
+def _read_not_mapped(device_map: Any) -> Iterator[None]:
+    """Inside, where some weights are to stay on disk, transformers reads files of weights and does not map them: what
+    was looked at of a mapped file counts as memory taken until all is loaded."""
+    own = modeling_utils.safe_open
+    if isinstance(device_map, dict) and "disk" in device_map.values():
+        modeling_utils.safe_open = lambda *args, **options: own(*args, **options | {"backend": "pread"})
+    try:
+        yield
+    finally:
+        modeling_utils.safe_open = own
 
 
 def _quantized(quantization: str) -> BitsAndBytesConfig:

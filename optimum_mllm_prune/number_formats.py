@@ -93,7 +93,7 @@ def rounded(model: PreTrainedModel, dtype: torch.dtype | None) -> PreTrainedMode
     """The model with the values that it will be saved with, held as before; None changes nothing."""
     for tensor in model.state_dict(keep_vars=True).values() if dtype else ():
         if tensor.is_floating_point():
-            tensor.data = tensor.data.to(dtype).to(tensor.dtype)
+            tensor.data.copy_(tensor.data.to(dtype))
     return model
 
 

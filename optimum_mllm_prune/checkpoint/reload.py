@@ -37,7 +37,8 @@ def main(job_file: str) -> None:
     torch.set_num_threads(job["threads"])
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    aligned_when_fetched()
+    if "disk" in job["device_map"].values():
+        aligned_when_fetched()
     model, report = getattr(transformers, job["class"]).from_pretrained(
         job["checkpoint"],
         dtype=getattr(torch, job["dtype"]),
@@ -76,9 +77,11 @@ def aligned(model: Any) -> Any:
 
 
 def aligned_when_fetched() -> None:
-    """The same for weights that are on disk until they are needed."""
-    fetch = OffloadedWeightsLoader.__getitem__
+    """The same for weights that are on disk until they are needed; their files are read and not mapped, so that only
+    what is used counts as memory taken."""
+    fetch, opened = OffloadedWeightsLoader.__getitem__, transformers.modeling_utils.safe_open
     OffloadedWeightsLoader.__getitem__ = lambda self, key: fetch(self, key).clone()
+    transformers.modeling_utils.safe_open = lambda *args, **options: opened(*args, **options | {"backend": "pread"})
 
 
 @torch.no_grad()
