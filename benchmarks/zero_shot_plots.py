@@ -33,7 +33,7 @@ def against_ratio(results: Results, model: str, path: Path) -> None:
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
         if lines:
-            below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.13), "ncols": 2}
+            below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.17), "ncols": 2}
             axis.legend(frameon=False, fontsize=8, handlelength=3.2, **below)
     axes[0].set_ylabel(f"{model}: exact match retained, %")
     figure.tight_layout()

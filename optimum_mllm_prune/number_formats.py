@@ -76,17 +76,27 @@ def load_to_work_on(
         raise UserInputError("device_map and max_memory both say what is in memory: give one of them.")
     working = working_dtype(config, device, device_map) if dtype == "auto" else dtype
     if device_map is None:
-        place = device or first_device()
-        device_map = layers_on_disk(config, max_memory, _format(working, config), place)
-        if device_map is not None:
-            device = None
-        if device_map is not None and dtype == "auto" and _is_slow_on(place, config):
-            # A layer at a time is small enough.
-            with suppress(UserInputError):
-                device_map = layers_on_disk(config, max_memory, torch.float32, place)
-                working = torch.float32
+        working, device_map = _placed(config, max_memory, working, dtype == "auto", device or first_device())
+        device = device if device_map is None else None
     model = load_model(model_id, config, working, device, device_map, **hub)
     return model, None if working == dtype else saved_dtype(config)
+
+
+def _placed(
+    config: PreTrainedConfig, max_memory: int | None, working: str | torch.dtype, free_choice: bool, device: str
+) -> tuple[str | torch.dtype, dict[str, str] | None]:
+    """The format to compute in, and which layers stay on disk; None where the whole model fits, be it in 16 bits."""
+    formats = [working, "auto"] if free_choice else [working]
+    for tried in formats[:-1]:
+        with suppress(UserInputError):
+            if layers_on_disk(config, max_memory, _format(tried, config), device) is None:
+                return tried, None
+    found = layers_on_disk(config, max_memory, _format(formats[-1], config), device)
+    if found is not None and free_choice and _is_slow_on(device, config):
+        # One layer at a time may well be in float32.
+        with suppress(UserInputError):
+            return torch.float32, layers_on_disk(config, max_memory, torch.float32, device)
+    return formats[-1], found
 
 
 def rounded(model: PreTrainedModel, dtype: torch.dtype | None) -> PreTrainedModel:
@@ -127,7 +137,9 @@ def _is_slow_on(device: str, config: PreTrainedConfig) -> bool:
 
 
 def _is_slow(dtype: torch.dtype) -> bool:
-    """Whether the CPU has no instructions for products in a format of 16 bits."""
+    """Whether the CPU has no instructions for products in a format of 16 bits; where nobody can tell it has."""
+    if not torch.backends.mkldnn.is_available():
+        return False
     if dtype == torch.bfloat16:
         return not torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return dtype == torch.float16 and not torch.ops.mkldnn._is_mkldnn_fp16_supported()

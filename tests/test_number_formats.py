@@ -9,7 +9,7 @@ from families import FAMILIES
 from safetensors.torch import load_file
 from transformers import AutoConfig
 
-from optimum_mllm_prune import MLLMPruner, PruningConfig, number_formats
+from optimum_mllm_prune import MLLMPruner, PruningConfig, number_formats, placement
 from optimum_mllm_prune.number_formats import as_saved, rounded, saved_dtype, working_dtype
 
 
@@ -87,3 +87,23 @@ def test_repaired_in_float32_and_saved_as_it_came(slow, tmp_path):
     assert report.size_bytes["after"] == sum(tensor.nbytes for tensor in stored.values())
     again = MLLMPruner.from_pretrained(str(tmp_path / "out"), device="cpu").model
     assert all(torch.equal(tensor, weights[name]) for name, tensor in again.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected"),
+    [
+        # 11.5 MB in float32, 5.7 MB as saved, 2.6 and 1.3 MB where layers stay on disk; weights may take 80 %.
+        (15_000_000, (torch.float32, None)),
+        (8_000_000, ("auto", None)),
+        (6_000_000, (torch.float32, "disk")),
+        (2_000_000, ("auto", "disk")),
+    ],
+)
+def test_what_fits_whole_in_16_bits_stays_whole(slow, monkeypatch, limit, expected):
+    monkeypatch.setattr(placement, "_taken", lambda device: 0)
+    working, device_map = number_formats._placed(config(torch.bfloat16), limit, torch.float32, True, "cpu")
+    on_disk = device_map and device_map["model.language_model.layers.0"]
+    assert (working, on_disk) == expected
+    # Asked for by name, a format is kept.
+    working, _ = number_formats._placed(config(torch.bfloat16), limit, torch.bfloat16, False, "cpu")
+    assert working == torch.bfloat16
