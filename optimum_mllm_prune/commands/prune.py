@@ -34,7 +34,7 @@ examples:
     optimum-cli mllm-prune --model llava-hf/llava-1.5-7b-hf out --target-params 5B --dataset rows --recover lora \\
         --eval-dataset test_rows --push-to-hub --repo-id me/llava-5b
   a model that is larger than memory, its layers read one after the other:
-    optimum-cli mllm-prune --model llava-hf/llava-1.5-13b-hf --max-memory 6GB --method layer --dataset rows
+    optimum-cli mllm-prune --model llava-hf/llava-1.5-7b-hf --max-memory 6GB --method layer --dataset rows
   another ratio from the same calibration:
     optimum-cli mllm-prune --model llava-hf/llava-1.5-7b-hf out40 --ratio 0.4 --scores out
   scores in which answer tokens count four times and image tokens half:

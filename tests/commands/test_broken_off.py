@@ -23,8 +23,8 @@ from optimum_mllm_prune.commands import prune_run
 BY_WEIGHTS = ("--importance", "magnitude_l2")
 OUT_OF_MEMORY = (
     "out of memory: lower --batch-size or --num-samples, add --gradient-checkpointing, choose an importance without "
-    "gradients (activation, magnitude_l2), add --repair none, or use another --device; in a recovery, --recover-set "
-    "per_device_train_batch_size=1"
+    "gradients (activation, magnitude_l2), add --repair none, name a --max-memory, or use another --device; in "
+    "a recovery, --recover-set per_device_train_batch_size=1"
 )
 DISK_FULL = "the disk is full: free some room or choose another folder; nothing was kept"
 INTERRUPTED = "interrupted; nothing was kept"
