@@ -65,7 +65,7 @@ def main() -> None:
         left = report["size_bytes"]["after"] / report["size_bytes"]["before"]
         reading, writing = floor(args.model, left, Path(scratch))
     # The largest of all processes that took part, the one that verifies included.
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / 1e9
     sizes = report["size_bytes"]
     print(f"weights {sizes['before'] / 1e9:.2f} GB -> {sizes['after'] / 1e9:.2f} GB, {args.importance}")
     print(f"peak resident memory of any process: {peak:.2f} GB")
