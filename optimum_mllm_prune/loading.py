@@ -92,7 +92,8 @@ def load_model(
         hub["quantization_config"] = _quantized(quantization)
         # It cannot be moved once it is loaded.
         device_map = device_map or {"": device or first_device()}
-    folder = TemporaryDirectory(prefix="mllm-prune-", ignore_cleanup_errors=True)
+    # Only a device map can leave weights on disk.
+    folder = device_map and TemporaryDirectory(prefix="mllm-prune-", ignore_cleanup_errors=True)
     try:
         with quiet(), _read_not_mapped(device_map), warnings.catch_warnings():
             # A parameter between the modules is named by itself.
@@ -103,7 +104,7 @@ def load_model(
                 config=config,
                 dtype=dtype,
                 device_map=device_map,
-                offload_folder=folder.name,
+                offload_folder=folder and folder.name,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,
                 use_safetensors=True,
@@ -111,8 +112,9 @@ def load_model(
             )
         if device_map is None:
             model = model.to(device or first_device())
-        # It is removed together with the model.
-        model._offload_folder = folder
+        else:
+            # It is removed together with the model.
+            model._offload_folder = folder
     except (SafetensorError, EOFError) as error:
         raise UserInputError(
             f"the weights of '{model_id}' are damaged or cut short ({first_line(error)}): fetch them again."

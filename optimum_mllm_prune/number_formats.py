@@ -14,6 +14,7 @@ from .errors import UserInputError
 from .loading import check_device, first_device, load_model
 from .placement import layers_on_disk
 from .planning.byte_sizes import parse_size
+from .planning.footprint import weight_bytes
 
 
 # Of the free memory that weights in float32 may take where 16 bits would do.
@@ -42,7 +43,7 @@ def working_dtype(config: PreTrainedConfig, device: str | None, device_map: Any)
     """
     if device_map is not None or not _is_slow_on(device or first_device(), config):
         return "auto"
-    needed = count_parameters(skeleton(model_class_of(config), config)) * torch.float32.itemsize
+    needed = weight_bytes(count_parameters(skeleton(model_class_of(config), config)), torch.float32)
     return torch.float32 if needed <= ROOM * get_max_memory()["cpu"] else "auto"
 
 
@@ -86,7 +87,7 @@ def _placed(
     config: PreTrainedConfig, max_memory: int | None, working: str | torch.dtype, free_choice: bool, device: str
 ) -> tuple[str | torch.dtype, dict[str, str] | None]:
     """The format to compute in, and which layers stay on disk; None where the whole model fits, be it in 16 bits."""
-    formats = [working, "auto"] if free_choice else [working]
+    formats = list(dict.fromkeys([working, "auto"])) if free_choice else [working]
     for tried in formats[:-1]:
         with suppress(UserInputError):
             if layers_on_disk(config, max_memory, _format(tried, config), device) is None:

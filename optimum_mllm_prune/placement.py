@@ -9,9 +9,10 @@ from torch import nn
 from transformers import PreTrainedConfig
 
 from .backbone import Backbone, model_class_of
-from .backbone.skeleton import skeleton
+from .backbone.skeleton import count_parameters, skeleton
 from .errors import UserInputError
 from .planning.byte_sizes import in_gigabytes
+from .planning.footprint import weight_bytes
 
 
 # Of the memory that is there, what weights may take: the rest is for activations and sums.
@@ -61,8 +62,7 @@ def _others(model: nn.Module, prefix: str) -> Iterable[str]:
 
 
 def _bytes(modules: Iterable[nn.Module], dtype: torch.dtype) -> int:
-    distinct = {id(p): p.numel() for module in modules for p in module.parameters()}
-    return sum(distinct.values()) * dtype.itemsize
+    return weight_bytes(count_parameters(*modules), dtype)
 
 
 def _free(device: str) -> int:

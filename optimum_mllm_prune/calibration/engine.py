@@ -55,14 +55,27 @@ def run_calibration(
             stack.enter_context(_frozen(model))
         if backward and gradient_checkpointing:
             stack.enter_context(_checkpointed(model, layers))
+        stack.enter_context(attached(observers))
+        for batch in tqdm(batches, total=total, desc="Calibrating", unit="batch"):
+            batch = batch.to(model.device, model.dtype)
+            begin(observers, batch)
+            _pass(model, batch, backward)
+
+
+@contextmanager
+def attached(observers: Sequence[Attachable]) -> Iterator[None]:
+    """Inside, the observers' hooks are in place."""
+    with ExitStack() as stack:
         for observer in observers:
             for handle in observer.attach():
                 stack.callback(handle.remove)
-        for batch in tqdm(batches, total=total, desc="Calibrating", unit="batch"):
-            batch = batch.to(model.device, model.dtype)
-            for observer in observers:
-                observer.begin(batch)
-            _pass(model, batch, backward)
+        yield
+
+
+def begin(observers: Sequence[Attachable], batch: Batch) -> None:
+    """Tell all observers of the batch that runs next."""
+    for observer in observers:
+        observer.begin(batch)
 
 
 def answer_loss(model: PreTrainedModel, batch: Batch) -> Tensor:

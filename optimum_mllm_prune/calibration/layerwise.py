@@ -1,7 +1,7 @@
 """Calibration layer by layer: of offloaded weights those of one decoder layer at a time are in memory."""
 
 from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
+from functools import partial
 
 import torch
 from torch import nn
@@ -9,7 +9,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from .batches import Batch
-from .engine import Attachable, evaluating, run_calibration
+from .engine import Attachable, attached, begin, evaluating, run_calibration
 from .walk import Walk
 
 
@@ -30,20 +30,11 @@ def run_layer_by_layer(
         layers: the decoder layers.
     """
     made = [batch.to(model.device, model.dtype) for batch in batches]
-    with ExitStack() as stack:
-        stack.enter_context(evaluating(model))
-        stack.enter_context(torch.no_grad())
+    with evaluating(model), torch.no_grad():
         walk = Walk(model, layers, made)
         if not walk.skips:
             run_calibration(model, made, observers, layers, backward=False, total=len(made))
             return
-        for observer in observers:
-            for handle in observer.attach():
-                stack.callback(handle.remove)
-
-        def begin(batch: Batch) -> None:
-            for observer in observers:
-                observer.begin(batch)
-
-        for _ in tqdm(layers, desc="Calibrating", unit="layer"):
-            walk.advance(begin=begin)
+        with attached(observers):
+            for _ in tqdm(layers, desc="Calibrating", unit="layer"):
+                walk.advance(begin=partial(begin, observers))

@@ -86,8 +86,8 @@ class Walk:
 
     def through(self, number: int, module: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
         """What a module of the present layer is given and gives, and what the layer gives, with one of the batches."""
-        given, output, layer = self._with_layer(number, module)
-        return given, output, leaving(layer)
+        args, output, layer = self._with_layer(number, module)
+        return args[0], output, leaving(layer)
 
     def stream(self, number: int) -> Tensor:
         """What the layer before the present one gives, with one of the batches: (rows, tokens, hidden_size)."""
@@ -95,9 +95,10 @@ class Walk:
             return leaving(self._before[number])
         return leaving(self._run(number, self.layers[self.layer - 1], output_of))
 
-    def _with_layer(self, number: int, module: nn.Module) -> tuple[Tensor, Tensor, Any]:
-        found: list[Tensor] = []
-        handle = module.register_forward_hook(lambda _, args, output: found.extend((args[0], output)))
+    def _with_layer(self, number: int, module: nn.Module) -> tuple[tuple, Any, Any]:
+        """What a module is called with and gives, on the way to what the present layer gives."""
+        found: list[Any] = []
+        handle = module.register_forward_hook(lambda _, args, output: found.extend((args, output)))
         try:
             layer = self._run(number, self.layers[self.layer], output_of)
         finally:
@@ -152,13 +153,9 @@ class Walk:
         self.skips, last = False, self.layers[-1]
         if len(self.layers) < 2 or not self.batches:
             return False
-        given: list[Any] = []
-        handle = self.layers[-2].register_forward_hook(lambda _, __, output: given.append(output))
-        try:
-            whole = leaving(self._run(0, last, output_of))
-        finally:
-            handle.remove()
-        self.skips, self.layer, self._before[0] = True, len(self.layers) - 1, given[0]
+        self.layer = len(self.layers) - 1
+        _, self._before[0], given = self._with_layer(0, self.layers[-2])
+        whole, self.skips = leaving(given), True
         short = leaving(self._run(0, last, output_of))
         self.layer, self._before[0] = 0, None
         return bool((short - whole).abs().max() <= _ROUNDING * whole.abs().max())

@@ -78,36 +78,38 @@ def test_a_module_that_is_never_reached():
             walk.see(0, torch.nn.Linear(1, 1), output_of)
 
 
-@pytest.mark.parametrize("family", ["llava_llama_gqa", "qwen3_vl", "gemma4"])
+FEW = ["llava_llama_gqa", "qwen3_vl", "gemma4"]
+
+
+def steps(family):
+    """A walk with one batch twice, at every layer in turn: model, batch, walk, layer, and the layer's last map."""
+    model = made(family)
+    layers = model.get_submodule(Backbone.of(model).layers_prefix)
+    batch = batch_of(family, model.config)
+    with evaluating(model), torch.no_grad():
+        walk = Walk(model, layers, [batch, batch])
+        for layer in layers:
+            yield model, batch, walk, layer, [m for m in layer.modules() if isinstance(m, torch.nn.Linear)][-1]
+
+
+@pytest.mark.parametrize("family", FEW)
 def test_who_watches_is_told_on_the_way(family):
-    model = made(family)
-    layers = model.get_submodule(Backbone.of(model).layers_prefix)
-    batch = batch_of(family, model.config)
-    with evaluating(model), torch.no_grad():
-        walk = Walk(model, layers, [batch, batch])
-        for layer in layers:
-            leaf = [m for m in layer.modules() if isinstance(m, torch.nn.Linear)][-1]
-            told = {}
-            walk.advance({leaf: told.__setitem__})
-            assert sorted(told) == [0, 1]
-            assert torch.allclose(told[1], whole(model, leaf, batch, True), atol=1e-4)
-            assert torch.allclose(walk.stream(1), whole(model, layer, batch, False), atol=1e-4)
+    for model, batch, walk, layer, leaf in steps(family):
+        told = {}
+        walk.advance({leaf: told.__setitem__})
+        assert sorted(told) == [0, 1]
+        assert torch.allclose(told[1], whole(model, leaf, batch, True), atol=1e-4)
+        assert torch.allclose(walk.stream(1), whole(model, layer, batch, False), atol=1e-4)
 
 
-@pytest.mark.parametrize("family", ["llava_llama_gqa", "qwen3_vl", "gemma4"])
+@pytest.mark.parametrize("family", FEW)
 def test_seen_on_the_way_a_layer_is_not_run_again(family):
-    model = made(family)
-    layers = model.get_submodule(Backbone.of(model).layers_prefix)
-    batch = batch_of(family, model.config)
-    with evaluating(model), torch.no_grad():
-        walk = Walk(model, layers, [batch, batch])
-        for layer in layers:
-            leaf = [m for m in layer.modules() if isinstance(m, torch.nn.Linear)][-1]
-            for number in range(2):
-                assert torch.allclose(walk.see_on_the_way(number, leaf), whole(model, leaf, batch, False), atol=1e-4)
-            passes = []
-            counter = model.register_forward_pre_hook(lambda *_, passes=passes: passes.append(1))
-            walk.advance()
-            counter.remove()
-            assert not passes
-            assert torch.allclose(walk.stream(1), whole(model, layer, batch, False), atol=1e-4)
+    for model, batch, walk, layer, leaf in steps(family):
+        for number in range(2):
+            assert torch.allclose(walk.see_on_the_way(number, leaf), whole(model, leaf, batch, False), atol=1e-4)
+        passes = []
+        counter = model.register_forward_pre_hook(lambda *_, passes=passes: passes.append(1))
+        walk.advance()
+        counter.remove()
+        assert not passes
+        assert torch.allclose(walk.stream(1), whole(model, layer, batch, False), atol=1e-4)
