@@ -172,11 +172,6 @@ class PruningConfig(BaseConfig):
             )
 
     def _refuse_repairs_of_others(self) -> None:
-        if self.method == "hidden" and self.repair == "least-squares":
-            raise UserInputError(
-                "repair 'least-squares' refits maps to what the original's give, and method 'hidden' leaves them "
-                "fewer outputs: use repair 'none'."
-            )
         if self.repair == "linear-map" and self.method != "layer":
             raise UserInputError(
                 f"repair 'linear-map' stands in for removed layers: with method '{self.method}' use another repair."

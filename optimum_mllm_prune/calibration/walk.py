@@ -1,7 +1,7 @@
 """A model walked through layer by layer: what lies before the present layer is computed once and kept."""
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -76,18 +76,26 @@ class Walk:
         """What a hook sees at a module of the present layer, with one of the batches."""
         return self._run(number, module, look)
 
-    def see_on_the_way(self, number: int, module: nn.Module) -> Tensor:
-        """What a module of the present layer gives, with one of the batches. What the layer gives is kept, so that to
-        advance takes no further pass; until then no weight may change."""
-        _, output, layer = self._with_layer(number, module)
-        if self.skips:
+    def met(
+        self, number: int, modules: Collection[nn.Module], on_the_way: bool = False
+    ) -> dict[nn.Module, tuple[Tensor, Tensor]]:
+        """What modules of the present layer are given and give, each where it runs first, in the order they run in.
+
+        Args:
+            number: of the batch.
+            modules: those that do not run in the layer are left out.
+            on_the_way: what the layer gives is kept, so that to advance takes no further pass; until then no weight
+                may change.
+        """
+        found, layer = self._with_layer(number, modules, whole=on_the_way)
+        if on_the_way and self.skips:
             self._ahead[number] = layer
-        return output
+        return found
 
     def through(self, number: int, module: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
         """What a module of the present layer is given and gives, and what the layer gives, with one of the batches."""
-        args, output, layer = self._with_layer(number, module)
-        return args[0], output, leaving(layer)
+        found, layer = self._with_layer(number, [module])
+        return *found[module], leaving(layer)
 
     def stream(self, number: int) -> Tensor:
         """What the layer before the present one gives, with one of the batches: (rows, tokens, hidden_size)."""
@@ -95,15 +103,22 @@ class Walk:
             return leaving(self._before[number])
         return leaving(self._run(number, self.layers[self.layer - 1], output_of))
 
-    def _with_layer(self, number: int, module: nn.Module) -> tuple[tuple, Any, Any]:
-        """What a module is called with and gives, on the way to what the present layer gives."""
-        found: list[Any] = []
-        handle = module.register_forward_hook(lambda _, args, output: found.extend((args, output)))
-        try:
-            layer = self._run(number, self.layers[self.layer], output_of)
-        finally:
-            handle.remove()
-        return found[0], found[1], layer
+    def _with_layer(
+        self, number: int, modules: Collection[nn.Module], whole: bool = True
+    ) -> tuple[dict[nn.Module, tuple[Any, Any]], Any]:
+        """What modules are given and give, on the way to what the present layer gives; if that is not needed, it is
+        None where all modules were met before."""
+        found: dict[nn.Module, tuple[Any, Any]] = {}
+
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            found.setdefault(module, (args[0] if args else None, output))
+            if not whole and len(found) == len(modules):
+                raise Seen
+
+        with ExitStack() as stack:
+            for module in modules:
+                stack.callback(module.register_forward_hook(hook).remove)
+            return found, self._run(number, self.layers[self.layer], output_of)
 
     def _given(self, number: int, watched: Mapping[nn.Module, Watch], begin: Callable[[Batch], None] | None) -> Any:
         """What the present layer gives, for the next one to start from."""
@@ -125,7 +140,7 @@ class Walk:
             try:
                 self.model(**self.batches[number].inputs, use_cache=False)
             except Seen:
-                return found[0]
+                return found[0] if found else None
         raise RuntimeError("the forward pass does not reach the module")
 
     @contextmanager
@@ -154,7 +169,8 @@ class Walk:
         if len(self.layers) < 2 or not self.batches:
             return False
         self.layer = len(self.layers) - 1
-        _, self._before[0], given = self._with_layer(0, self.layers[-2])
+        found, given = self._with_layer(0, [self.layers[-2]])
+        self._before[0] = found[self.layers[-2]][1]
         whole, self.skips = leaving(given), True
         short = leaving(self._run(0, last, output_of))
         self.layer, self._before[0] = 0, None

@@ -16,7 +16,7 @@ from ..evaluation.report import EvaluationReport
 from ..loading import check_device
 from .command_line import command_line, hub_options, last_part
 from .eval_flags import DEFAULTS, PATHS, SOURCES, refuse_contradictions
-from .summary import evaluation_table
+from .eval_summary import evaluation_table
 
 
 def run(args: Namespace) -> None:

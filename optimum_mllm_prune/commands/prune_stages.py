@@ -7,15 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ..backbone import Backbone, model_class_of
-from ..checkpoint.evaluated import add_evaluation, has_evaluation
-from ..evaluation.evaluate import evaluate
-from ..evaluation.job import EfficiencyJob, EvaluationJob
-from ..evaluation.pictures import drawn
-from ..evaluation.rows import rows_of
 from ..loading import load_config
 from ..planning import PLAN_NAME, PruningPlan
-from .command_line import hub_options
-from .summary import evaluation_table
 
 
 def goes_on(args: Namespace) -> bool:
@@ -36,38 +29,3 @@ def is_made(folder: Path, command: str, model: str, hub: dict[str, Any]) -> bool
         return False
     config = load_config(model, **hub)
     return plan.model["fingerprint"] == Backbone(model_class_of(config), config).fingerprint
-
-
-def check_evaluation(args: Namespace, output: Path, command: str) -> None:
-    """Read the rows to evaluate on before anything is pruned. Raises UserInputError where they cannot be used."""
-    if args.eval_dataset:
-        rows_of(_job(args, output, command))
-
-
-def evaluate_output(args: Namespace, output: Path, command: str) -> None:
-    """Measure the output against the original and write what was found into its card; once."""
-    if has_evaluation(output, command):
-        print(f"Evaluated already: {output / 'evaluation.json'}.")
-        return
-    report = evaluate(_job(args, output, command))
-    with drawn(report) as pictures:
-        add_evaluation(output, report.to_dict(), pictures)
-    print(evaluation_table(report))
-
-
-def _job(args: Namespace, output: Path, command: str) -> EvaluationJob:
-    return EvaluationJob(
-        model=str(output),
-        baseline=args.model,
-        dataset=args.eval_dataset,
-        dataset_split=args.eval_split,
-        seed=args.seed,
-        by=args.eval_by,
-        efficiency=EfficiencyJob() if args.eval_efficiency else None,
-        dtype=args.dtype,
-        device=args.device,
-        device_map=args.device_map,
-        command=command,
-        hub=hub_options(args, "token", "cache_dir"),
-        baseline_revision=args.revision,
-    )

@@ -3,9 +3,6 @@
 from pathlib import Path
 
 from ..checkpoint import PruningReport
-from ..evaluation.efficiency import efficiency_rows
-from ..evaluation.report import EvaluationReport
-from ..evaluation.table import quality_rows, task_rows
 from ..planning import Account, PruningPlan
 from ..planning.guide import Advice
 from ..recovery.record import RecoveryRecord
@@ -76,13 +73,6 @@ def recovery_table(record: RecoveryRecord, output: Path) -> str:
     )
 
 
-def evaluation_table(report: EvaluationReport) -> str:
-    """All that was measured: quality, benchmarks, efficiency."""
-    efficiency = efficiency_rows(report.efficiency) if report.efficiency else []
-    tables = [aligned(rows) for rows in (quality_rows(report.quality), task_rows(report), efficiency) if rows]
-    return "\n\n".join([*tables, f"seconds: {report.seconds:.1f}"])
-
-
 def advice_text(advice: Advice, recover: str) -> str:
     """What the decision guide says, and why; `recover` is what was asked to be trained."""
     lines = [f"The guide: method '{advice.method}', importance '{advice.importance}'{_training(advice, recover)}."]
@@ -107,7 +97,7 @@ def repair_text(repair: Repair | Merge) -> str:
         groups = (f"{', '.join(map(str, others))} into {into}" for into, others in repair.layers.items())
         return f"merged layers: {'; '.join(groups)}"
     told = repair.to_dict()
-    changed = f"repaired: {told['refitted']} of {len(repair.refits)} linear maps refitted on {repair.rows} rows"
+    changed = f"repaired: {told['refitted']} of {told['refitted'] + len(told['left_alone'])} linear maps refitted on {repair.rows} rows"
     if told["refitted"]:
         changed += f"; error on held-out rows {told['error_before']:.3g} -> {told['error_after']:.3g}"
         if repair.loss_before is not None:

@@ -9,9 +9,10 @@ from ..calibration.batches import Batch, Modality, weight_of_each
 from .least_squares import Moments
 
 
-Pair = Callable[[int], tuple[Tensor, Tensor, Tensor | None]]
+Pair = Callable[[int], tuple[Tensor, Tensor, Tensor | None] | None]
 """Number of a batch to inputs x (rows, tokens, k), what the map should make of them, y (rows, tokens, d), and how much
-each token counts (rows, tokens); None where all count alike."""
+each token counts (rows, tokens), None where all count alike. Of a map that is before the tokens, as a projector, x is
+(..., k) of parts of images. None where the batch does not reach the map."""
 
 
 def moments_of(
@@ -28,12 +29,18 @@ def moments_of(
     """
     moments = [Moments.of(start) for _ in range(2)]
     for number, batch in enumerate(batches):
-        x, y, weights = pair(number)
+        found = pair(number)
+        if found is None:
+            continue
+        x, y, weights = found
         if x.shape[-1] < start.shape[1]:
             x = torch.cat([x, x.new_ones(*x.shape[:-1], 1)], dim=-1)
-        counts = weight_of_each(by_modality).float()[batch.modality.long().cpu()].to(x.device)
+        modality = batch.modality
+        if x.shape[:-1] != modality.shape:
+            modality = torch.full(x.shape[:-1], Modality.IMAGE)
+        counts = weight_of_each(by_modality).float()[modality.long().cpu()].to(x.device)
         counts = counts if weights is None else counts * weights.to(counts)
-        here = (batch.modality != Modality.PADDING).to(x.device)
+        here = (modality != Modality.PADDING).to(x.device)
         moments[number >= held_out].add(x[here], y.to(x.device)[here], counts[here])
     return moments[0], moments[1]
 

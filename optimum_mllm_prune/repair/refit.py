@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from ..backbone import Backbone, NotExpressibleError
 from ..calibration.batches import Batch, Modality, batches
 from ..calibration.engine import evaluating
-from ..calibration.walk import Walk, input_of, output_of
+from ..calibration.walk import Walk
 from ..planning import PruningPlan
 from .judge import Judge, likelier, surely_less_likely
 from .least_squares import Fit, best_fit
@@ -22,11 +22,14 @@ from .merge import Merge, merge
 from .result import Refit, Repair
 from .rows import config_of, repair_method
 from .stream import share_in_stream
+from .targets import Targets, together
 
 
 BATCH_SIZE = 8
 # One row in so many is not fitted to: it decides how much a map may change, and whether the repair is kept.
 HELD_OUT = 4
+# What rounding errs by, as a share of the squares of what is to be given: then there is nothing to mend.
+EXACT = 1e-10
 TINY = torch.finfo(torch.float32).tiny
 LEAST_SQUARES, LINEAR_MAP = "least-squares", "linear-map"
 
@@ -42,12 +45,12 @@ def repair(
 ) -> Repair | Merge:
     """Refit maps of `pruned`, in place and in the order of the forward pass.
 
-    Inputs are always those of the pruned model so far, so that what one layer errs the next one mends. Where units
-    went, every `o_proj` and `down_proj` is fitted to what the original's gives at the same tokens. Where layers went,
-    the `down_proj` before them is fitted to what the stream is after them in the original. A map is changed only where
-    that lowers its error on rows that it was not fitted to, and before removed layers only where it makes the answers
-    of these likelier; all is undone should they surely be less likely in the end. A plan that merges its layers is
-    merged instead; then no row is read.
+    Inputs are always those of the pruned model so far, so that what one layer errs the next one mends. Every linear
+    map behind the first thing that went is fitted to what the original's gives at the same tokens, as far as that
+    stays. Where layers went, the `down_proj` before them is fitted to what the stream is after them in the original. A
+    map is changed only where that lowers its error on rows that it was not fitted to, and before removed layers only
+    where it makes the answers of these likelier; all is undone should they surely be less likely in the end. A plan
+    that merges its layers is merged instead; then no row is read.
 
     Args:
         original: the whole model.
@@ -67,15 +70,19 @@ def repair(
     held_out = rows[HELD_OUT - 1 :: HELD_OUT]
     fit = [row for place, row in enumerate(rows) if place % HELD_OUT != HELD_OUT - 1]
     made = [_batches(pruned, processor, some) for some in (fit, held_out)]
+    targets = Targets(original, backbone, plan)
     with evaluating(original), evaluating(pruned), torch.no_grad():
-        walks = _Walks(original, pruned, backbone, plan, *made)
+        walks = _Walks(original, pruned, backbone, plan, targets, *made)
         first = walks.judge.losses()
+        if method == LEAST_SQUARES:
+            walks.mend_projectors()
         for layer in tqdm(plan.kept_layers, desc="Repairing", unit="layer"):
             walks.mend(layer, method)
         last = walks.kept(first)
     before, after = walks.judge.by_token(first), walks.judge.by_token(last)
     tokens = sum(int((batch.modality != Modality.PADDING).sum()) for batch in walks.made)
-    widest = max((pruned.get_submodule(refit.module).in_features for refit in walks.refits), default=0)
+    names = [name for refit in walks.refits for name in refit.modules]
+    widest = max((pruned.get_submodule(name).in_features for name in names), default=0)
     notes = [*walks.notes, *_too_few(len(rows), tokens, widest)]
     return Repair(method, walks.refits, len(rows), tokens, before, after, notes)
 
@@ -93,10 +100,12 @@ class _Walks:
         pruned: PreTrainedModel,
         backbone: Backbone,
         plan: PruningPlan,
+        targets: Targets,
         fit: Sequence[Batch],
         held_out: Sequence[Batch],
     ) -> None:
         self.original, self.pruned, self.backbone, self.plan = original, pruned, backbone, plan
+        self.targets = targets
         self.made, self.first_held_out = [*fit, *held_out], len(fit)
         self.theirs = Walk(original, original.get_submodule(backbone.layers_prefix), self.made)
         self.ours = Walk(pruned, pruned.get_submodule(backbone.layers_prefix), self.made)
@@ -106,16 +115,26 @@ class _Walks:
         self.notes: list[str] = []
         self._replaced: list[tuple[nn.Linear, nn.Parameter, nn.Parameter | None]] = []
 
+    def mend_projectors(self) -> None:
+        """Refit the maps before the layers that have lost inputs."""
+        for name in self.targets.projectors:
+            if type(self.pruned.get_submodule(name)) is nn.Linear:
+                self._fit([name], [name], self._to_projector(name))
+
     def mend(self, layer: int, method: str) -> None:
         """Refit the maps of a kept layer, and go on to the next one."""
         while self.theirs.layer < layer:
             self.theirs.advance()
         after = self._next_kept(layer)
-        readers = list(self._readers(layer))
-        for kind, name in readers:
-            before_gap = kind == "channels" and after > layer + 1
-            if before_gap or (method == LEAST_SQUARES and self._by_width):
-                self._refit(name, after if before_gap else None, method, last=name == readers[-1][1])
+        before_gap = set(self._down_projections(layer)) if after > layer + 1 else set()
+        everywhere = method == LEAST_SQUARES and self._has_changed(layer)
+        if everywhere or before_gap:
+            groups = list(self._maps(layer))
+            for names in groups:
+                if before_gap.issuperset(names):
+                    self._fit_to_stream(names[0], after, method, everywhere)
+                elif everywhere:
+                    self._fit_to_maps(names, last=names is groups[-1])
         self.ours.advance()
 
     def kept(self, first: Tensor) -> Tensor:
@@ -129,61 +148,90 @@ class _Walks:
         self.notes.append("left as it was cut: repaired, it gave the answers of held-out rows a lower likelihood")
         return first
 
-    def _refit(self, name: str, after: int | None, method: str, last: bool) -> None:
-        """Refit one map, the last of its layer or not: to the stream before the original's layer `after`, or else to
-        the original's own map."""
-        own = self.backbone.renamed(f"{name}.", self.plan.kept_layers).rstrip(".")
-        map, target = self.pruned.get_submodule(own), self.original.get_submodule(name)
-        if type(map) is not nn.Linear or type(target) is not nn.Linear:
-            return
-        share = None if after is None else share_in_stream(self.ours, map)
-        if after is not None and share is None:
+    def _fit_to_stream(self, name: str, after: int, method: str, or_to_map: bool) -> None:
+        """Refit a map to the stream before the original's layer `after`; where that cannot be, to the original's."""
+        own = self._own(name)
+        share = share_in_stream(self.ours, self.pruned.get_submodule(own))
+        if share is None:
             self.notes.append(
                 f"{own} is not fitted to the layers removed after it: it is not simply added to the stream"
             )
-            if method == LINEAR_MAP or not self._by_width:
-                return
-        folded = share is not None and method == LINEAR_MAP
-        pair = self._to_map(map, target, last) if share is None else self._to_stream(map, after, share, folded)
-        if not self._by_token(pair):
+            if or_to_map:
+                self._fit_to_maps([name], last=False)
             return
-        start = with_bias(map)
-        unchanged = torch.eye(map.out_features).to(start) if folded else start
-        fitted, held_out = moments_of(self.made, self.first_held_out, pair, unchanged, self.by_modality)
-        before, fit = held_out.error(), best_fit(fitted, held_out)
-        if fit is not None and not self._changed(map, fit, unchanged, start if folded else None, share is not None):
-            fit = None
-        self.refits.append(Refit(own, before, fit.error if fit else before, fit.ridge if fit else None))
+        folded = method == LINEAR_MAP
+        self._fit([name], [own], self._to_stream(own, after, share, folded), folded, judged=True)
 
-    def _changed(self, map: nn.Linear, fit: Fit, unchanged: Tensor, folded_into: Tensor | None, judged: bool) -> bool:
-        """Give a map its new weight; where the answers decide, only if that makes them likelier."""
+    def _fit_to_maps(self, names: list[str], last: bool) -> None:
+        """Refit maps that read the same, the last of their layer or not, to what the original's give."""
+        pair = self._to_maps(names, last)
+        if self._by_token(pair):
+            self._fit(names, list(map(self._own, names)), pair)
+
+    def _fit(self, names: list[str], own: list[str], pair: Pair, folded: bool = False, judged: bool = False) -> None:
+        """Fit maps that read the same, called `own` in the pruned model; `folded`, a map of the outputs is fitted."""
+        maps = [self.pruned.get_submodule(name) for name in own]
+        start = torch.cat([with_bias(map) for map in maps])
+        unchanged = torch.eye(len(start)).to(start) if folded else start
+        fitted, held_out = moments_of(self.made, self.first_held_out, pair, unchanged, self.by_modality)
+        before = held_out.error()
+        if before <= EXACT:
+            return
+        fit = best_fit(fitted, held_out)
+        if fit is not None and not self._changed(maps, fit, unchanged, start if folded else None, judged):
+            fit = None
+        self.refits.append(Refit(tuple(own), before, fit.error if fit else before, fit.ridge if fit else None))
+
+    def _changed(
+        self, maps: list[nn.Linear], fit: Fit, unchanged: Tensor, folded_into: Tensor | None, judged: bool
+    ) -> bool:
+        """Give maps their new weights; where the answers decide, only if that makes them likelier."""
         losses = self.judge.losses() if judged else None
-        old = (map, map.weight, map.bias)
+        old = [(map, map.weight, map.bias) for map in maps]
         weight = (unchanged + fit.change).float()
-        assign(map, weight if folded_into is None else weight @ folded_into)
+        weight = weight if folded_into is None else weight @ folded_into
+        for map, part in zip(maps, weight.split([map.out_features for map in maps]), strict=True):
+            assign(map, part)
         if losses is not None and not likelier(losses, self.judge.losses()):
-            _restore(*old)
+            for parameters in old:
+                _restore(*parameters)
             return False
-        self._replaced.append(old)
+        self._replaced += old
         return True
 
-    def _to_map(self, map: nn.Linear, target: nn.Linear, last: bool) -> Pair:
-        """What the original's map gives; with the last of a layer what the layer gives is known as well."""
+    def _to_maps(self, names: list[str], last: bool) -> Pair:
+        """What the original's maps give; with the last of a layer what the layer gives is known as well."""
+        maps = [self.pruned.get_submodule(self._own(name)) for name in names]
+        theirs = [self.original.get_submodule(name) for name in names]
 
         def pair(number: int) -> tuple[Tensor, Tensor, None]:
-            y = self.theirs.see_on_the_way(number, target) if last else self.theirs.see(number, target, output_of)
-            return self.ours.see(number, map, input_of), y, None
+            given = self.theirs.met(number, theirs, on_the_way=last)
+            y = [self.targets.of_outputs(name, given[map][1]) for name, map in zip(names, theirs, strict=True)]
+            return self.ours.met(number, maps[:1])[maps[0]][0], torch.cat(y, dim=-1), None
 
         return pair
 
-    def _to_stream(self, map: nn.Linear, after: int, share: float, folded: bool) -> Pair:
-        """What the map should give so that the stream is as before the original's layer `after`."""
+    def _to_projector(self, name: str) -> Pair:
+        """What the original's projector gives, of rows with images."""
+        map, theirs = self.pruned.get_submodule(name), self.original.get_submodule(name)
+
+        def pair(number: int) -> tuple[Tensor, Tensor, None] | None:
+            if not (self.made[number].modality == Modality.IMAGE).any():
+                return None
+            y = self.theirs.met(number, [theirs])[theirs][1]
+            return self.ours.met(number, [map])[map][0], self.targets.of_outputs(name, y), None
+
+        return pair
+
+    def _to_stream(self, own: str, after: int, share: float, folded: bool) -> Pair:
+        """What a map should give so that the stream is as before the original's layer `after`."""
+        map = self.pruned.get_submodule(own)
         while self.theirs.layer < after:
             self.theirs.advance()
 
         def pair(number: int) -> tuple[Tensor, Tensor, Tensor]:
             entering, given, leaving = self.ours.through(number, map)
-            wanted = self.theirs.stream(number).to(leaving.device).float()
+            wanted = self.targets.of_stream(self.theirs.stream(number)).to(leaving.device).float()
             y = given.float() + (wanted - leaving.float()) / share
             # Layers look at the stream through a norm: what counts is the error as a share of its size.
             return given if folded else entering, y, 1 / wanted.square().mean(dim=-1).clamp(min=TINY)
@@ -194,21 +242,34 @@ class _Walks:
         """Whether inputs and targets are one for each token: an expert sees some of them only."""
         x, y, _ = pair(0)
         shape = self.made[0].modality.shape
-        return x.shape[:2] == shape and y.shape[:2] == shape
+        return x is not None and x.shape[:2] == shape and y.shape[:2] == shape
 
-    @property
-    def _by_width(self) -> bool:
-        return bool(self.plan.removed_heads or self.plan.removed_channels)
+    def _has_changed(self, layer: int) -> bool:
+        """Whether a layer has lost something, or is given something else than in the original."""
+        plan = self.plan
+        by_width = plan.removed_heads or plan.removed_channels or plan.removed_hidden
+        return bool(by_width) or any(removed < layer for removed in plan.removed_layers)
 
     def _next_kept(self, layer: int) -> int:
         return next((kept for kept in self.plan.kept_layers if kept > layer), self.plan.num_layers)
 
-    def _readers(self, layer: int) -> Iterator[tuple[str, str]]:
-        """Kind and name in the original of the maps behind a layer's heads and channels, in the order they run in."""
-        for kind in ("heads", "channels"):
-            with suppress(NotExpressibleError):
-                group = getattr(self.backbone, kind)
-                yield from ((kind, site.reader_module) for site in group.sites if site.layer == layer)
+    def _own(self, name: str) -> str:
+        """Name in the pruned model."""
+        return self.backbone.renamed(f"{name}.", self.plan.kept_layers).rstrip(".")
+
+    def _maps(self, layer: int) -> Iterator[list[str]]:
+        """Names in the original of a layer's linear maps, in the order they run in, those together that read the
+        same."""
+        prefix = f"{self.backbone.layers_prefix}.{layer}"
+        named = {module: name for name, module in self.original.get_submodule(prefix).named_modules(prefix=prefix)}
+        maps = [module for module in named if type(module) is nn.Linear]
+        for group in together(self.theirs, maps):
+            yield [named[map] for map in group]
+
+    def _down_projections(self, layer: int) -> Iterator[str]:
+        """Names of the maps behind a layer's MLP channels."""
+        with suppress(NotExpressibleError):
+            yield from (site.reader_module for site in self.backbone.channels.sites if site.layer == layer)
 
 
 def _restore(map: nn.Linear, weight: nn.Parameter, bias: nn.Parameter | None) -> None:

@@ -7,16 +7,16 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Refit:
-    """One linear map.
+    """Linear maps that read the same, fitted together.
 
     Attributes:
-        module: its name in the pruned model.
-        before: error on held-out rows as it was cut: sum |Wx - y|^2 / sum |y|^2, y what it should give.
-        after: the same refitted; equal to `before` where it was left alone.
-        ridge: share of the mean eigenvalue that pulled it to what it was; None where it was left alone.
+        modules: their names in the pruned model.
+        before: error on held-out rows as it was cut: sum |Wx - y|^2 / sum |y|^2, y what they should give.
+        after: the same refitted; equal to `before` where they were left alone.
+        ridge: share of the mean eigenvalue that pulled them to what they were; None where they were left alone.
     """
 
-    module: str
+    modules: tuple[str, ...]
     before: float
     after: float
     ridge: float | None
@@ -28,7 +28,7 @@ class Repair:
 
     Attributes:
         method: "least-squares" or "linear-map".
-        refits: one a map, in the order of the forward pass.
+        refits: of all maps, in the order of the forward pass.
         rows: calibration rows.
         tokens: real tokens in them.
         loss_before: mean cross entropy of the answers of the rows that decide, as it was cut, in nats a token; None
@@ -47,13 +47,16 @@ class Repair:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for the report."""
-        changed = [refit for refit in self.refits if refit.ridge is not None]
+        changed, alone = (
+            [name for refit in self.refits if (refit.ridge is None) == unchanged for name in refit.modules]
+            for unchanged in (False, True)
+        )
         return {
             "method": self.method,
             "rows": self.rows,
             "tokens": self.tokens,
             "refitted": len(changed),
-            "left_alone": [refit.module for refit in self.refits if refit.ridge is None],
+            "left_alone": alone,
             "error_before": _mean(refit.before for refit in self.refits),
             "error_after": _mean(refit.after for refit in self.refits),
             "answer_loss_before": self.loss_before,

@@ -18,12 +18,12 @@ logger = logging.get_logger("optimum.mllm_prune.repair")
 def repair_method(config: PruningConfig) -> str | None:
     """What a config has done where there are rows, "least-squares" or "linear-map"; None where it reads none.
 
-    By itself only where width goes: what refits gained for removed layers was within chance (docs/zero_shot.md).
+    By itself not where layers alone go: what refits gained for these was within chance (docs/zero_shot.md).
     """
     if config.merges or config.repair == "none":
         return None
     if config.repair == "auto":
-        return "least-squares" if config.method in ("width", "mixed") else None
+        return None if config.method == "layer" else "least-squares"
     return config.repair
 
 

@@ -7,13 +7,13 @@ from accelerate import dispatch_model, init_empty_weights
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..backbone import Backbone, Group, NotExpressibleError, refuse_offloaded, refuse_offloaded_outside, with_layouts
+from ..backbone import Backbone, NotExpressibleError, refuse_offloaded, refuse_offloaded_outside
 from ..backbone.skeleton import attention_implementations
 from ..errors import UserInputError
 from ..planning import PruningPlan
 from .hidden import Narrowing
 from .lazily import SlicedWeights, placed_lazily
-from .slicing import cuts_of, hidden_cuts, offloaded, sliced
+from .slicing import all_cuts, offloaded, sliced
 
 
 def pruned_model(
@@ -42,13 +42,12 @@ def pruned_model(
     sizes = plan.sizes(backbone)
     try:
         backbone.built(sizes)
-        groups = _located_groups(model, backbone, plan)
+        cuts = all_cuts(model, backbone, plan)
         narrowing = None if sizes.hidden is None else Narrowing(model, backbone.hidden)
     except NotExpressibleError as error:
         raise UserInputError(f"this architecture's config cannot express the plan: {error}") from error
     fresh = _empty_model(model, backbone, plan)
     device, device_map = model.device, getattr(model, "hf_device_map", None)
-    cuts = cuts_of(plan, groups) if narrowing is None else hidden_cuts(plan, backbone.hidden)
     if narrowing is not None:
         narrowing.foresee(model, fresh, plan)
     state = dict(sliced(model, backbone, plan, cuts, keep_original))
@@ -61,11 +60,6 @@ def pruned_model(
     if narrowing is not None:
         narrowing.finish(placed)
     return placed
-
-
-def _located_groups(model: PreTrainedModel, backbone: Backbone, plan: PruningPlan) -> list[Group]:
-    kinds = [kind for kind in ("heads", "channels") if getattr(plan, f"removed_{kind}")]
-    return [with_layouts(getattr(backbone, kind), model) for kind in kinds]
 
 
 def _empty_model(model: PreTrainedModel, backbone: Backbone, plan: PruningPlan) -> PreTrainedModel:

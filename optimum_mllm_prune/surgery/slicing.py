@@ -4,8 +4,9 @@ from collections.abc import Iterator, Sequence
 
 from torch import Tensor, nn
 from tqdm.auto import tqdm
+from transformers import PreTrainedModel
 
-from ..backbone import Axis, Backbone, Group, Hidden
+from ..backbone import Axis, Backbone, Group, Hidden, with_layouts
 from ..planning import PruningPlan
 
 
@@ -30,6 +31,19 @@ def hidden_cuts(plan: PruningPlan, hidden: Hidden) -> Cuts:
     left = [i for i in range(hidden.size) if i not in set(plan.removed_hidden)]
     for axis in hidden.axes:
         cuts.setdefault(axis.tensor, []).append((axis, left))
+    return cuts
+
+
+def all_cuts(model: PreTrainedModel, backbone: Backbone, plan: PruningPlan) -> Cuts:
+    """As `cuts_of`, of all that a plan removes; fused layouts are found by experiment.
+
+    Raises:
+        NotExpressibleError: no known layout explains a fused projection.
+    """
+    kinds = [kind for kind in ("heads", "channels") if getattr(plan, f"removed_{kind}")]
+    cuts = cuts_of(plan, [with_layouts(getattr(backbone, kind), model) for kind in kinds])
+    for tensor, more in (hidden_cuts(plan, backbone.hidden) if plan.removed_hidden else {}).items():
+        cuts.setdefault(tensor, []).extend(more)
     return cuts
 
 

@@ -78,6 +78,26 @@ def test_a_module_that_is_never_reached():
             walk.see(0, torch.nn.Linear(1, 1), output_of)
 
 
+def test_modules_are_met_in_the_order_they_run_in():
+    """Phi-3 declares `o_proj` before `qkv_proj`; a module that does not run is left out, and the pass ends early."""
+    model = made("llava_phi3")
+    layers = model.get_submodule(Backbone.of(model).layers_prefix)
+    with evaluating(model), torch.no_grad():
+        walk = Walk(model, layers, [batch_of("llava_phi3", model.config)])
+        names = {m: n for n, m in layers[0].named_modules() if isinstance(m, torch.nn.Linear)}
+        met = walk.met(0, [*names, torch.nn.Linear(1, 1)])
+        assert [names[module].rpartition(".")[2] for module in met] == [
+            "qkv_proj",
+            "o_proj",
+            "gate_up_proj",
+            "down_proj",
+        ]
+        reached = []
+        layers[0].mlp.register_forward_pre_hook(lambda *_: reached.append(1))
+        walk.met(0, [layers[0].self_attn.o_proj])
+        assert not reached
+
+
 FEW = ["llava_llama_gqa", "qwen3_vl", "gemma4"]
 
 
@@ -106,7 +126,9 @@ def test_who_watches_is_told_on_the_way(family):
 def test_seen_on_the_way_a_layer_is_not_run_again(family):
     for model, batch, walk, layer, leaf in steps(family):
         for number in range(2):
-            assert torch.allclose(walk.see_on_the_way(number, leaf), whole(model, leaf, batch, False), atol=1e-4)
+            given, gave = walk.met(number, [leaf], on_the_way=True)[leaf]
+            assert torch.allclose(given, whole(model, leaf, batch, True), atol=1e-4)
+            assert torch.allclose(gave, whole(model, leaf, batch, False), atol=1e-4)
         passes = []
         counter = model.register_forward_pre_hook(lambda *_, passes=passes: passes.append(1))
         walk.advance()

@@ -21,6 +21,10 @@ from optimum_mllm_prune.surgery import pruned_model
 
 
 LAYERS = "model.language_model.layers"
+# Rows of each map of the digit-scenes model.
+ROWS = dict.fromkeys(("q_proj", "k_proj", "v_proj", "o_proj", "down_proj"), 160) | dict.fromkeys(
+    ("gate_proj", "up_proj"), 416
+)
 DIGITS = Path(__file__).parents[2] / "examples" / "digit_scenes" / "llava"
 
 
@@ -58,13 +62,20 @@ def seen(model, module, batch, of_input):
 def test_every_map_in_turn_is_what_least_squares_makes_it():
     """Whole passes, one row at a time, dense float64 algebra: ridge by ridge, every fourth row decides."""
     made = pruner()
-    plan, naive, mended, done = repaired(made, 8, method="width", ratio=0.4)
-    batches = [make_batch(made.processor, [row]) for row in rows(8)]
-    for refit in done.refits[:4]:
-        theirs, ours = made.model.get_submodule(refit.module), naive.get_submodule(refit.module)
-        pairs = [(seen(naive, ours, b, True), seen(made.model, theirs, b, False)) for b in batches]
-        start = ours.weight.double()
-        fit, held = pairs[:3] + pairs[4:7], pairs[3::HELD_OUT]
+    plan, naive, mended, done = repaired(made, 24, method="width", ratio=0.4)
+    batches = [make_batch(made.processor, [row]) for row in rows(24)]
+    for refit in done.refits[:7]:
+        theirs, ours = ([model.get_submodule(name) for name in refit.modules] for model in (made.model, naive))
+        wanted = [kept_outputs(plan, name) for name in refit.modules]
+        pairs = [
+            (
+                seen(naive, ours[0], batch, True),
+                torch.cat([seen(made.model, m, batch, False)[:, w] for m, w in zip(theirs, wanted, strict=True)], 1),
+            )
+            for batch in batches
+        ]
+        start = torch.cat([map.weight.double() for map in ours])
+        fit, held = [p for place, p in enumerate(pairs) if place % HELD_OUT != 3], pairs[3::HELD_OUT]
         errors = {ridge: error(solved(fit, start, ridge), held) for ridge in RIDGES}
         best = min(errors, key=errors.get)
         assert refit.before == pytest.approx(error(start, held), rel=1e-3)
@@ -73,10 +84,26 @@ def test_every_map_in_turn_is_what_least_squares_makes_it():
             continue
         assert refit.ridge == best
         assert refit.after == pytest.approx(errors[best], rel=1e-3)
-        ours.weight = torch.nn.Parameter(solved(fit, start, best).float())
-        assert torch.allclose(ours.weight, mended.get_submodule(refit.module).weight, atol=2e-3)
-    assert [refit.module.rpartition(".")[2] for refit in done.refits[:4]] == ["o_proj", "down_proj"] * 2
-    assert len(done.refits) == 2 * len(plan.kept_layers)
+        sizes = [map.out_features for map in ours]
+        for map, name, weight in zip(ours, refit.modules, solved(fit, start, best).split(sizes), strict=True):
+            map.weight = torch.nn.Parameter(weight.float())
+            assert torch.allclose(map.weight, mended.get_submodule(name).weight, atol=2e-3)
+    # The first layer's q, k and v read what they read in the original.
+    of_a_layer = [["q_proj", "k_proj", "v_proj"], ["o_proj"], ["gate_proj", "up_proj"], ["down_proj"]]
+    found = [[name.rpartition(".")[2] for name in refit.modules] for refit in done.refits]
+    assert found == of_a_layer[1:] + of_a_layer * (len(plan.kept_layers) - 1)
+
+
+def kept_outputs(plan, name):
+    """Rows of a map of the original that stay: heads of 20 numbers, channels of one."""
+    block, map = name.rsplit(".", 1)
+    if map in ("gate_proj", "up_proj"):
+        gone = set(plan.removed_channels[block])
+        return [row for row in range(ROWS[map]) if row not in gone]
+    if map in ("q_proj", "k_proj", "v_proj"):
+        gone, size = set(plan.removed_heads.get(block, ())), 20
+        return [row for row in range(ROWS[map]) if row // size not in gone]
+    return list(range(ROWS[map]))
 
 
 def solved(pairs, start, ridge):
@@ -96,8 +123,9 @@ def test_never_worse_on_rows_that_decide(wish):
     _, _, _, done = repaired(pruner(), **wish)
     assert all(refit.after <= refit.before for refit in done.refits)
     told = done.to_dict()
-    assert told["refitted"] + len(told["left_alone"]) == len(done.refits)
-    assert told["refitted"] > 0.7 * len(done.refits)
+    maps = sum(len(refit.modules) for refit in done.refits)
+    assert told["refitted"] + len(told["left_alone"]) == maps
+    assert told["refitted"] > 0.7 * maps
     assert told["error_after"] < 0.8 * told["error_before"]
     assert (told["method"], told["rows"]) == ("least-squares", 24)
     assert told["tokens"] > 24 * 20
@@ -111,8 +139,10 @@ def test_before_removed_layers_the_stream_after_them_is_the_target(method):
     cut = pruned_model(made.model, made.backbone(), plan, keep_original=True)
     mended = pruned_model(made.model, made.backbone(), plan, keep_original=True)
     done = repair(made.model, mended, made.backbone(), plan, made.processor, rows(24))
-    (refit,) = done.refits
-    assert refit.module.endswith("layers.2.mlp.down_proj") and done.method == method
+    refit = done.refits[0]
+    assert refit.modules == (f"{LAYERS}.2.mlp.down_proj",) and done.method == method
+    behind = 4 * (len(plan.kept_layers) - 3)
+    assert len(done.refits) == (1 + behind if method == "least-squares" else 1)
 
     ours, theirs = cut.get_submodule(LAYERS)[2], made.model.get_submodule(LAYERS)[4]
     pairs = []
@@ -131,13 +161,13 @@ def test_before_removed_layers_the_stream_after_them_is_the_target(method):
     best = min(errors, key=errors.get)
     assert refit.before == pytest.approx(error(start, held), rel=1e-3)
     if refit.ridge is None:
-        assert torch.equal(mended.get_submodule(refit.module).weight, ours.mlp.down_proj.weight)
+        assert torch.equal(mended.get_submodule(refit.modules[0]).weight, ours.mlp.down_proj.weight)
         return
     assert refit.ridge == best
     assert refit.after == pytest.approx(errors[best], rel=1e-3)
     expected = solved(fit, start, best)
     expected = expected if method == "least-squares" else expected @ weight
-    assert torch.allclose(mended.get_submodule(refit.module).weight.double(), expected, atol=2e-3)
+    assert torch.allclose(mended.get_submodule(refit.modules[0]).weight.double(), expected, atol=2e-3)
 
 
 def test_worse_answers_undo_everything():
@@ -163,7 +193,11 @@ def test_the_original_is_not_touched():
     _, cut, mended, _ = repaired(made, method="width", ratio=0.3)
     assert all(torch.equal(tensor, before[name]) for name, tensor in made.model.state_dict().items())
     changed = {name for name, tensor in mended.state_dict().items() if not torch.equal(tensor, cut.state_dict()[name])}
-    assert {name.rpartition("proj.")[0].rpartition(".")[2] for name in changed} == {"o_", "down_"}
+    assert {name.rpartition("_proj.")[0].rpartition(".")[2] for name in changed} == set("qkvo") | {
+        "gate",
+        "up",
+        "down",
+    }
 
 
 @pytest.mark.parametrize("ratio", [0.3, 0.4])
@@ -202,19 +236,19 @@ def test_biases_are_refitted_too(monkeypatch):
     """A map with a bias whose outputs were shifted: the bias takes the shift back."""
     # The answers of a model with random weights tell nothing.
     monkeypatch.setattr("optimum_mllm_prune.repair.refit.surely_less_likely", lambda *_: False)
-    made = MLLMPruner(tiny_llava.model(), tiny_llava.processor())
-    for layer in made.model.model.language_model.layers:
-        old = layer.mlp.down_proj
-        layer.mlp.down_proj = torch.nn.Linear(old.in_features, old.out_features)
-        layer.mlp.down_proj.weight = old.weight
+    config = tiny_llava.model().config
+    config.text_config.mlp_bias = True
+    made = MLLMPruner(type(tiny_llava.model())(config).eval(), tiny_llava.processor())
     plan = made.plan(PruningConfig(ratio=0.1, importance="magnitude_l2", head_share=0.0))
-    other = copy.deepcopy(made.model)
-    shift = torch.randn(other.config.text_config.hidden_size)
+    other = pruned_model(made.model, made.backbone(), plan, keep_original=True)
+    shift = torch.randn(config.text_config.hidden_size)
     with torch.no_grad():
-        other.model.language_model.layers[0].mlp.down_proj.bias -= shift
+        # A copy: what loses nothing is shared with the original.
+        down = other.model.language_model.layers[0].mlp.down_proj
+        down.bias = torch.nn.Parameter(down.bias - shift)
     done = repair(made.model, other, made.backbone(), plan, made.processor, rows(12))
-    refit = next(r for r in done.refits if r.module.endswith("layers.0.mlp.down_proj"))
-    assert refit.before > 0.5 and refit.after < 0.01
+    refit = next(r for r in done.refits if r.modules == (f"{LAYERS}.0.mlp.down_proj",))
+    assert refit.before > 0.5 and refit.after < 0.02
     mended = other.model.language_model.layers[0].mlp.down_proj.bias
     original = made.model.model.language_model.layers[0].mlp.down_proj.bias
     assert torch.allclose(mended, original, atol=0.1 * shift.abs().max())
