@@ -26,7 +26,7 @@ MODELS = ("llava", "llava_gqa")
 RATIOS = (0.15, 0.3, 0.45, 0.6)
 TRAIN_ROWS = 1000
 # Keys of a config that certainly change nothing in the scores.
-_AFTER_SCORING = {"ratio", "layer_share", "channel_multiple", "allow_twin", "repair_samples"}
+_AFTER_SCORING = {"ratio", "layer_share", "head_share", "channel_multiple", "allow_twin", "repair", "repair_samples"}
 _CODE = Path(__file__).parents[1] / "optimum_mllm_prune"
 
 

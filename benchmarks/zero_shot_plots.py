@@ -15,7 +15,7 @@ from zero_shot_results import Outcome, Results
 from optimum_mllm_prune.evaluation.plots import error_bars
 
 
-PANELS = {"Width": ("width",), "Layers, layers and width, hidden size": ("layer", "mixed", "hidden")}
+PANELS = {"Width": ("width",), "Layers, mixed, hidden size": ("layer", "mixed", "hidden")}
 PAPER_STYLES = (("black", "-"), ("0.45", "-."))
 
 

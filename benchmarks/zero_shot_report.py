@@ -15,7 +15,7 @@ from zero_shot_verdicts import LEEWAY, Verdict, verdicts
 # Above this line the file is written by hand, and kept.
 GENERATED = "## Setting"
 BEGINNING = "# Without any training\n\n"
-FAMILY_NAMES = {"width": "width", "layer": "layers", "mixed": "layers and width", "hidden": "hidden size"}
+FAMILY_NAMES = {"width": "width", "layer": "layers", "mixed": "mixed", "hidden": "hidden size"}
 # Removed otherwise than asked for by more than this share of the backbone: said in the table.
 _AS_ASKED = 0.01
 

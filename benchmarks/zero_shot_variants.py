@@ -77,6 +77,9 @@ VARIANTS = (
     _layers("loss, 50 rows, refitted", importance="loss", num_samples=50, **_REFITTED),
     _layers("merge, merged", importance="merge", repair="merge"),
     _mixed("layers and width, refitted", importance="reconstruction", **_REFITTED),
-    Variant("hidden size", "hidden", {"method": "hidden"}),
+    _mixed("width and hidden size, 3 : 1, refitted", importance="reconstruction", hidden_share=0.25, **_REFITTED),
+    _mixed("width and hidden size, 1 : 1, refitted", importance="reconstruction", hidden_share=0.5, **_REFITTED),
+    Variant("hidden size, as cut", "hidden", {"method": "hidden", **_AS_CUT}),
+    Variant("hidden size, refitted", "hidden", {"method": "hidden", **_REFITTED}),
 )
 BY_NAME = {variant.name: variant for variant in VARIANTS}

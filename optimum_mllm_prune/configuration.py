@@ -42,8 +42,10 @@ class PruningConfig(BaseConfig):
             backbone. 0.15 when no size is given at all.
         num_layers: number of decoder layers to remove instead of a ratio (method "layer").
         target_params: parameters of the whole model after pruning, instead of a ratio.
-        layer_share: of method "mixed": the share, in (0, 1), of what goes that whole layers give; the rest comes from
-            the width of those that stay.
+        layer_share: of method "mixed": the share, in [0, 1), of what goes that whole layers give; 0.5 where no share
+            is given.
+        hidden_share: of method "mixed": the share, in [0, 1), of what goes that dimensions of the residual stream
+            give. What neither gives comes from the heads and MLP channels of the layers that stay.
         importance: name of the metric; by default "reconstruction" for width, "block_influence" for layers and
             "activation" for hidden. Of method "mixed" it scores heads and channels, and layers are scored in the same
             passes.
@@ -91,7 +93,8 @@ class PruningConfig(BaseConfig):
     ratio: float | None = None
     num_layers: int | None = None
     target_params: int | None = None
-    layer_share: float = 0.5
+    layer_share: float | None = None
+    hidden_share: float = 0.0
     importance: str | None = None
     num_samples: int | None = None
     batch_size: int | None = None
@@ -121,6 +124,7 @@ class PruningConfig(BaseConfig):
         self._resolve_size()
         self._resolve_method()
         self._resolve_head_share()
+        self._resolve_shares()
         self._check_ranges()
         self._check_types()
         self._check_batches()
@@ -137,6 +141,12 @@ class PruningConfig(BaseConfig):
     def to_diff_dict(self) -> dict[str, Any]:
         """The same: a pruning config is short and says everything."""
         return self.to_dict()
+
+    @property
+    def shares(self) -> tuple[float, float]:
+        """Shares of what goes that whole layers and dimensions of the residual stream give; the rest is width."""
+        fixed = {"layer": (1.0, 0.0), "width": (0.0, 0.0), "hidden": (0.0, 1.0)}
+        return fixed.get(self.method) or (self.layer_share, self.hidden_share)
 
     @property
     def merges(self) -> bool:
@@ -189,6 +199,24 @@ class PruningConfig(BaseConfig):
                 f"number, or use importance {' or '.join(METRICS_OF_ERRORS)}."
             )
 
+    def _resolve_shares(self) -> None:
+        if not (_is_number(self.hidden_share) and 0 <= self.hidden_share < 1):
+            raise UserInputError(
+                f"hidden_share must lie between 0 and 1 (0.5 takes half of it by the hidden size), got "
+                f"{self.hidden_share}."
+            )
+        if self.layer_share is None:
+            self.layer_share = 0.0 if self.hidden_share else 0.5
+        if not (_is_number(self.layer_share) and 0 <= self.layer_share < 1):
+            raise UserInputError(
+                f"layer_share must lie between 0 and 1 (0.5 takes half of it by whole layers), got {self.layer_share}."
+            )
+        if not 0 < self.layer_share + self.hidden_share < 1:
+            raise UserInputError(
+                "layer_share and hidden_share must leave something for heads and channels, and not all of it: their "
+                f"sum must lie between 0 and 1, got {self.layer_share + self.hidden_share:g}."
+            )
+
     def _check_ranges(self) -> None:
         if self.ratio is not None and not (_is_number(self.ratio) and 0 < self.ratio < 1):
             raise UserInputError(
@@ -198,10 +226,6 @@ class PruningConfig(BaseConfig):
             raise UserInputError(
                 "head_share must be 'auto' or lie between 0 (MLP channels alone) and 1 (as much of both), got "
                 f"{self.head_share}."
-            )
-        if not (_is_number(self.layer_share) and 0 < self.layer_share < 1):
-            raise UserInputError(
-                f"layer_share must lie between 0 and 1 (0.5 takes half of it by whole layers), got {self.layer_share}."
             )
         for key in _COUNTS:
             value = getattr(self, key)

@@ -23,6 +23,7 @@ KEYS = [
     "num_layers",
     "target_params",
     "layer_share",
+    "hidden_share",
     "importance",
     "num_samples",
     "batch_size",
@@ -95,11 +96,28 @@ def test_two_sizes(sizes, names):
     assert reason_of(**sizes) == f"{names} both say how much to remove: give one of them."
 
 
-@pytest.mark.parametrize("share", [0, 1, 1.5, "0.5", float("nan")])
-def test_shares_of_layers_that_are_none(share):
-    assert reason_of(layer_share=share) == (
-        f"layer_share must lie between 0 and 1 (0.5 takes half of it by whole layers), got {share}."
+@pytest.mark.parametrize("key", ["layer", "hidden"])
+@pytest.mark.parametrize("share", [-0.1, 1, 1.5, "0.5", float("nan")])
+def test_shares_that_are_none(key, share):
+    by = {"layer": "whole layers", "hidden": "the hidden size"}[key]
+    assert reason_of(**{f"{key}_share": share}) == (
+        f"{key}_share must lie between 0 and 1 (0.5 takes half of it by {by}), got {share}."
     )
+
+
+@pytest.mark.parametrize("shares", [(0.5, 0.5), (0.9, 0.2), (0, 0)])
+def test_shares_that_leave_nothing_or_everything(shares):
+    assert reason_of(method="mixed", layer_share=shares[0], hidden_share=shares[1]) == (
+        "layer_share and hidden_share must leave something for heads and channels, and not all of it: their sum must "
+        f"lie between 0 and 1, got {sum(shares):g}."
+    )
+
+
+def test_the_share_of_layers_by_default():
+    assert PruningConfig(method="mixed").shares == (0.5, 0.0)
+    assert PruningConfig(method="mixed", hidden_share=0.4).shares == (0.0, 0.4)
+    assert PruningConfig(method="mixed", hidden_share=0.4, layer_share=0.1).shares == (0.1, 0.4)
+    assert [PruningConfig(method=m).shares for m in ("layer", "width", "hidden")] == [(1, 0), (0, 0), (0, 1)]
 
 
 @pytest.mark.parametrize("method", ["width", "mixed", "hidden"])
@@ -169,14 +187,6 @@ def test_another_metric_for_the_hidden_size(metric):
     )
 
 
-def test_a_repair_of_the_hidden_size():
-    assert PruningConfig(method="hidden").repair == "auto"
-    assert reason_of(method="hidden", repair="least-squares") == (
-        "repair 'least-squares' refits maps to what the original's give, and method 'hidden' leaves them fewer "
-        "outputs: use repair 'none'."
-    )
-
-
 @pytest.mark.parametrize("layers", [3, "3", [1.5], ["1"], [True]])
 def test_protected_layers_that_are_none(layers):
     assert reason_of(protected_layers=layers) == f"protected_layers must be a list of layer numbers, got {layers}."
@@ -242,6 +252,7 @@ FULL = {
     "method": "width",
     "target_params": 5_000_000_000,
     "layer_share": 0.25,
+    "hidden_share": 0.5,
     "importance": "wanda",
     "num_samples": 20,
     "batch_size": 4,

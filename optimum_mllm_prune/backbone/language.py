@@ -207,12 +207,17 @@ class Backbone:
             outer |= self.hidden.beside(self.config.to_dict(), sizes.hidden)
         return edited(self.config, changes, as_twin if sizes.twin else None, outer)
 
-    def intended_shapes(self, sizes: Sizes) -> Shapes:
-        """Names and shapes that the sliced weights will have."""
+    def narrowed_shapes(self, sizes: Sizes) -> Shapes:
+        """Shapes that the sliced weights will have, all layers still there, by their names in the original."""
         shapes = {name: list(shape) for name, shape in self.shapes.items()}
         for axis, kept in self._narrowed(sizes):
             shapes[axis.tensor][axis.dim] = axis.size_with(kept)
-        renamed = {self.renamed(name, sizes.kept_layers): tuple(shape) for name, shape in shapes.items()}
+        return {name: tuple(shape) for name, shape in shapes.items()}
+
+    def intended_shapes(self, sizes: Sizes) -> Shapes:
+        """Names and shapes that the sliced weights will have."""
+        narrowed = self.narrowed_shapes(sizes).items()
+        renamed = {self.renamed(name, sizes.kept_layers): shape for name, shape in narrowed}
         return {name: shape for name, shape in renamed.items() if name is not None}
 
     def built(self, sizes: Sizes) -> PreTrainedModel:

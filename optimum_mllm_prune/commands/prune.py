@@ -101,8 +101,8 @@ def _add_main(parser: ArgumentParser) -> None:
     group.add_argument(
         "--method",
         default="auto",
-        help="layer (whole layers), width (heads and MLP channels), mixed (both), hidden (dimensions of the residual "
-        "stream, in all layers), auto (the paper's guide; default)",
+        help="layer (whole layers), width (heads and MLP channels), hidden (dimensions of the residual stream, in "
+        "all layers), mixed (several of them in one plan), auto (the paper's guide; default)",
     )
     group.add_argument(
         "--ratio", type=float, help="share of the language backbone's parameters to remove (default 0.15)"
@@ -180,8 +180,14 @@ def _add_plan(parser: ArgumentParser) -> None:
         group,
         "--layer-share",
         type=float,
-        default=0.5,
-        help="how much of what goes is whole layers (method mixed; default 0.5)",
+        help="how much of what goes is whole layers (method mixed; default 0.5, or 0 beside --hidden-share)",
+    )
+    add_flag(
+        group,
+        "--hidden-share",
+        type=float,
+        default=0.0,
+        help="how much of what goes is dimensions of the residual stream (method mixed; default 0)",
     )
     add_flag(
         group,

@@ -16,10 +16,11 @@ PASSES = ("num_samples", "batch_size", "gradient_checkpointing")
 CALIBRATION = ("dataset", "dataset_split", *PASSES)
 WIDTH_ONLY = ("head_unit", "head_share", "channel_multiple", "no_twin")
 LAYER_ONLY = ("protect_layers",)
-MIXED_ONLY = ("layer_share",)
+MIXED_ONLY = ("layer_share", "hidden_share")
 # What the run reads and must not replace.
 SOURCES = ("model", "dataset", "plan", "scores", "recover_dataset", "recover_config", "eval_dataset", "cache_dir")
 PATHS = ("output", "plan", "scores", "recover_config", "cache_dir")
+_DECIDED_BY_SEARCH = ("method", "steps", "num_layers", "head_share", *MIXED_ONLY, *LAYER_ONLY, "scores")
 # A flag and the one that it says more of.
 _BELONGS = {
     "batch": "fits",
@@ -40,7 +41,8 @@ DEFAULTS = {
     "repair": "auto",
     "repair_samples": 128,
     "steps": 1,
-    "layer_share": 0.5,
+    "layer_share": None,
+    "hidden_share": 0.0,
     "no_twin": False,
     "gradient_checkpointing": False,
     "dry_run": False,
@@ -96,7 +98,8 @@ def refuse_contradictions(args: Namespace) -> None:
         if not args.dataset:
             raise UserInputError("--search scores plans on rows: name them with --dataset.")
         for flag in given(
-            args, ("method", "steps", "num_layers", "head_share", "layer_share", "protect_layers", "scores")
+            args,
+            ("method", "steps", "num_layers", "head_share", "layer_share", "hidden_share", "protect_layers", "scores"),
         ):
             raise UserInputError(f"--search tries all methods after a calibration of its own: leave {flag} out.")
         if args.search_rows is not None and args.search_rows < 1:
@@ -118,7 +121,7 @@ def refuse_idle_flags(args: Namespace, config: PruningConfig, sizes_only: bool) 
     if reads_rows and not args.dataset and (args.scores or needs == "weights"):
         raise UserInputError(f"--repair {config.repair} reads rows: name them with --dataset.")
     other = {"layer": (*WIDTH_ONLY, *MIXED_ONLY), "width": (*LAYER_ONLY, *MIXED_ONLY), "mixed": ()}
-    other["hidden"] = (*WIDTH_ONLY, *LAYER_ONLY, *MIXED_ONLY, "repair_samples")
+    other["hidden"] = (*WIDTH_ONLY, *LAYER_ONLY, *MIXED_ONLY)
     for flag in given(args, other[config.method]):
         raise UserInputError(f"{flag} has no effect with method '{config.method}': leave it out.")
     for flag in given(args, SIZES_ALONE if sizes_only else ()):

@@ -15,12 +15,8 @@ from ..recovery.recover import recover
 from ..recovery.settings import recovery_arguments
 from ..recovery.training_folder import TrainingFolder
 from .command_line import hub_options
+from .prune_stages import staged_folder
 from .summary import recovery_table
-
-
-def staged_folder(output: Path) -> Path:
-    """Where the pruned checkpoint waits for its recovery."""
-    return output.with_name(output.name + ".pruned")
 
 
 def training_arguments(args: Namespace, output: Path, guided: Mapping[str, Any]) -> RecoveryArguments:

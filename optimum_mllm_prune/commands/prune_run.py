@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedConfig
 
@@ -20,15 +20,16 @@ from ..loading import check_device, load_config, public_name
 from ..planning import PruningPlan, account
 from ..planning.fitting import raised
 from ..pruner import MLLMPruner
-from ..recovery.arguments import RecoveryArguments
 from .command_line import command_line, last_part
 from .prune_choice import Choice, choose, guided
 from .prune_flags import DEFAULTS, PATHS, SOURCES, modality_weights, refuse_contradictions, refuse_idle_flags
-from .prune_recover import recover_staged, staged_folder, training_arguments
 from .prune_rows import DrawnRows, drawn_rows
-from .prune_search import keep, searched
-from .prune_stages import check_evaluation, evaluate_output, goes_on, is_made
+from .prune_stages import goes_on, is_made, staged_folder
 from .summary import advice_text, plan_table, repair_text, report_table
+
+
+if TYPE_CHECKING:
+    from ..recovery.arguments import RecoveryArguments
 
 
 def run(args: Namespace) -> None:
@@ -55,8 +56,7 @@ def run(args: Namespace) -> None:
     if sizes_only:
         _show_sizes(model_config, choice, args)
         return
-    check_evaluation(args, output, command)
-    training = training_arguments(args, output, guided(choice.advice, args)) if args.recover != "none" else None
+    training = _checked_stages(args, output, command, choice)
     if made:
         print(f"Made already: {output}.")
     else:
@@ -64,6 +64,22 @@ def run(args: Namespace) -> None:
     if not args.dry_run:
         with _kept(output):
             _finish(args, output, command)
+
+
+def _checked_stages(args: Namespace, output: Path, command: str, choice: Choice) -> "RecoveryArguments | None":
+    """Raise UserInputError where what follows the pruning could not be done; how to recover, if that is asked for.
+
+    What a stage needs is imported where it is asked for: training and evaluation take seconds to import.
+    """
+    if args.eval_dataset:
+        from .prune_evaluate import check_evaluation
+
+        check_evaluation(args, output, command)
+    if args.recover == "none":
+        return None
+    from .prune_recover import training_arguments
+
+    return training_arguments(args, output, guided(choice.advice, args))
 
 
 @dataclass(frozen=True)
@@ -75,7 +91,7 @@ class _Task:
     plan: PruningPlan | None
     scores: Scores | None
     output: Path
-    training: RecoveryArguments | None
+    training: "RecoveryArguments | None"
     command: str
     hub: dict[str, Any]
 
@@ -90,7 +106,11 @@ def _make(task: _Task) -> None:
         rows = drawn_rows(args, task.choice.config, bool(task.plan or task.scores))
         where = {"device": args.device, "device_map": args.device_map, "max_memory": args.max_memory}
         pruner = MLLMPruner.from_pretrained(args.model, args.dtype, **where, **task.hub)
-        found = searched(pruner, task.choice, rows) if args.search else None
+        found = None
+        if args.search:
+            from .prune_search import searched
+
+            found = searched(pruner, task.choice, rows)
         plan = found.best.plan if found else _plan(pruner, task, rows)
         plan = replace(plan, command=task.command)
         _print_advice(task.choice, args)
@@ -99,8 +119,11 @@ def _make(task: _Task) -> None:
             _write_plan(output, plan, pruner.scores)
         else:
             _prune(pruner, plan, rows.repair, target, overwrite=args.overwrite or task.training is not None)
-        keep(found, output if args.dry_run else target)
+        if found:
+            found.save(output if args.dry_run else target)
     if task.training and not args.dry_run:
+        from .prune_recover import recover_staged
+
         with _kept(target):
             recover_staged(args, output, task.training, task.command)
 
@@ -127,6 +150,8 @@ def _plan(pruner: MLLMPruner, task: _Task, rows: DrawnRows) -> PruningPlan:
 def _finish(args: Namespace, output: Path, command: str) -> None:
     """What follows on the finished checkpoint."""
     if args.eval_dataset:
+        from .prune_evaluate import evaluate_output
+
         evaluate_output(args, output, command)
     if args.push_to_hub:
         address = upload(output, args.repo_id, args.private or None, args.token, args.push_revision)
@@ -178,6 +203,7 @@ def _config_values(args: Namespace) -> dict[str, Any]:
         "head_unit": args.head_unit,
         "head_share": args.head_share,
         "layer_share": args.layer_share,
+        "hidden_share": args.hidden_share,
         "channel_multiple": args.channel_multiple,
         "allow_twin": not args.no_twin,
         "repair": args.repair,

@@ -1,8 +1,6 @@
-"""`mllm-prune --search`: what is found is shown, and left beside what comes of it."""
+"""`mllm-prune --search`: what is found is shown."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 from ..pruner import MLLMPruner
 from ..search import search
@@ -20,9 +18,3 @@ def searched(pruner: MLLMPruner, choice: Choice, rows: DrawnRows) -> Search:
         print(f"left out: {line}")
     print(f"Taken: {found.best.name}.\n")
     return found
-
-
-def keep(found: Search | None, folder: Path) -> None:
-    """Put figures and picture of a search beside what came of it."""
-    if found is not None:
-        found.save(folder)

@@ -16,6 +16,11 @@ def goes_on(args: Namespace) -> bool:
     return bool(args.eval_dataset or args.push_to_hub)
 
 
+def staged_folder(output: Path) -> Path:
+    """Where the pruned checkpoint waits for its recovery."""
+    return output.with_name(output.name + ".pruned")
+
+
 def is_made(folder: Path, command: str, model: str, hub: dict[str, Any]) -> bool:
     """Whether a folder holds what this command makes of this model; a checkpoint appears whole or not at all.
 

@@ -97,7 +97,8 @@ def repair_text(repair: Repair | Merge) -> str:
         groups = (f"{', '.join(map(str, others))} into {into}" for into, others in repair.layers.items())
         return f"merged layers: {'; '.join(groups)}"
     told = repair.to_dict()
-    changed = f"repaired: {told['refitted']} of {told['refitted'] + len(told['left_alone'])} linear maps refitted on {repair.rows} rows"
+    maps = told["refitted"] + len(told["left_alone"])
+    changed = f"repaired: {told['refitted']} of {maps} linear maps refitted on {repair.rows} rows"
     if told["refitted"]:
         changed += f"; error on held-out rows {told['error_before']:.3g} -> {told['error_after']:.3g}"
         if repair.loss_before is not None:

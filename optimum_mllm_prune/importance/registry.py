@@ -89,6 +89,7 @@ METRICS: dict[str, dict[str, Metric]] = {
 COMPANIONS: dict[str, dict[Needs, str]] = {
     "layer": {"weights": "magnitude"} | dict.fromkeys(("forward", "backward", "rows"), "block_influence"),
     "width": {"weights": "magnitude_l2"} | dict.fromkeys(("forward", "backward", "rows"), "activation"),
+    "hidden": {"weights": "magnitude_l2"} | dict.fromkeys(("forward", "backward", "rows"), "activation"),
 }
 
 # Of these a score is an error that removal leaves, so that heads and channels can be weighed against each other.
@@ -127,6 +128,8 @@ def companion(method: str, name: str, other: str | None = None) -> str:
     return "random" if name == "random" else COMPANIONS[other][METRICS[name][method].needs]
 
 
-def companions(method: str, name: str) -> dict[str, str]:
-    """Methods beside `method` to their metrics, which the passes of `name` give for nothing."""
-    return {other: companion(method, name, other) for other in COMPANIONS if other != method}
+def companions(method: str, name: str, with_hidden: bool = False) -> dict[str, str]:
+    """Methods beside `method`, "hidden" only where it is asked for, to their metrics, which the passes of `name` give
+    for nothing."""
+    others = [other for other in COMPANIONS if other != method and (with_hidden or other != "hidden")]
+    return {other: companion(method, name, other) for other in others}

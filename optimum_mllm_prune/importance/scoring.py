@@ -12,7 +12,15 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
-from ..backbone import Backbone, Group, NotExpressibleError, is_offloaded, refuse_offloaded_outside, with_layouts
+from ..backbone import (
+    Backbone,
+    Group,
+    NotExpressibleError,
+    is_offloaded,
+    refuse_offloaded,
+    refuse_offloaded_outside,
+    with_layouts,
+)
 from ..calibration.batches import Batch, Modality, batches
 from ..calibration.engine import evaluating, run_calibration
 from ..calibration.layerwise import run_layer_by_layer
@@ -55,10 +63,13 @@ def score(
     groups, left_out = _located(model, backbone)
     if scored == "width":
         backbone.without(left_out).width_groups()
+    with_hidden = config.shares[1] > 0
+    if with_hidden and scored != "hidden":
+        refuse_offloaded(model, "hidden_share")
     protected = frozenset(backbone.protected_layers) | frozenset(config.protected_layers or ())
     subject = Subject(model, backbone.layers_prefix, tuple(groups), config.seed, protected)
-    metrics = {scored: config.importance} | companions(scored, config.importance)
-    subjects = {scored: _of_hidden(subject, backbone)} if scored == "hidden" else {}
+    metrics = {scored: config.importance} | companions(scored, config.importance, with_hidden)
+    subjects = {"hidden": _of_hidden(subject, backbone)} if with_hidden else {}
     observers = [METRICS[name][method].create(subjects.get(method, subject)) for method, name in metrics.items()]
     calibration = _calibrate(subject, processor, config, dataset, observers)
     found = [_finite(observer, name) for observer, name in zip(observers, metrics.values(), strict=True)]

@@ -4,7 +4,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from ..backbone import Backbone
+from ..backbone import Backbone, NotExpressibleError, Sizes
+from ..backbone.skeleton import count_backbone_parameters, count_parameters
 from ..configuration import PruningConfig
 from ..errors import UserInputError
 from ..importance.registry import goes_in_a_row
@@ -96,9 +97,20 @@ def layers_to_remove(
     return sorted(choices[count])
 
 
-def removed_with(backbone: Backbone, kept_layers: Sequence[int]) -> int:
-    """Parameters that go with the layers that do not stay."""
-    return sum(size for layer, size in enumerate(_layer_sizes(backbone)) if layer not in kept_layers)
+def removed_with(backbone: Backbone, sizes: Sizes, whole: bool) -> int:
+    """Parameters that are gone with these sizes: of the backbone, or of the whole model.
+
+    Raises:
+        UserInputError: the config cannot say them.
+    """
+    if sizes == Sizes(tuple(range(backbone.num_layers))):
+        return 0
+    count = count_parameters if whole else count_backbone_parameters
+    before = backbone.parameters if whole else backbone.backbone_parameters
+    try:
+        return before - count(backbone.built(sizes))
+    except NotExpressibleError as error:
+        raise UserInputError(f"this architecture's config cannot express the plan: {error}") from error
 
 
 def _mean_layer(backbone: Backbone) -> float:

@@ -1,4 +1,4 @@
-"""Two plans that follow one another, told as one in the numbers of the first model."""
+"""Two plans that follow one another, told as one in the numbers of the first model; and one plan as two."""
 
 from dataclasses import replace
 
@@ -31,6 +31,35 @@ def composed(first: PruningPlan, then: PruningPlan, backbone: Backbone) -> Pruni
         removed_heads=_units("heads", first, then, backbone),
         removed_channels=_units("channels", first, then, backbone),
     )
+
+
+def parted(plan: PruningPlan, backbone: Backbone) -> tuple[PruningPlan, Backbone, PruningPlan]:
+    """A plan that narrows the residual stream beside other things, as two: the other things first, then the stream.
+
+    Args:
+        plan: made for the original.
+        backbone: of the original.
+
+    Returns:
+        The first plan, the backbone of what it leaves, and the second plan, in the numbers of what is left.
+    """
+    first = replace(plan, removed_hidden=[], removed_projector={}, norm_factors={})
+    left = Backbone(backbone.model_class, backbone.config_for(first.sizes(backbone)), backbone.head_unit)
+    renamed = {backbone.renamed(f"{name}.", plan.kept_layers): f for name, f in plan.norm_factors.items()}
+    factors = {name.rstrip("."): factor for name, factor in renamed.items() if name is not None}
+    then = replace(
+        plan,
+        method="hidden",
+        model=plan.model | {"fingerprint": left.fingerprint},
+        num_layers=left.num_layers,
+        removed_layers=[],
+        removed_heads={},
+        removed_channels={},
+        twin=None,
+        norm_factors=factors,
+        config={},
+    )
+    return first, left, then
 
 
 def _units(kind: str, first: PruningPlan, then: PruningPlan, backbone: Backbone) -> dict[str, list[int]]:

@@ -1,6 +1,7 @@
 """Method "hidden": how many dimensions of the residual stream stay, and which."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from math import gcd
 
 from transformers import PreTrainedModel
@@ -21,14 +22,14 @@ SCALED = (
 )
 
 
-def hidden_sizes(backbone: Backbone, budget: Budget) -> tuple[Sizes, list[str]]:
-    """The hidden size that comes closest to the budget among those that the config can express, and a remark.
+def hidden_sizes(backbone: Backbone, budget: Budget, whole: Sizes) -> tuple[Sizes, list[str]]:
+    """`whole` with the hidden size that comes closest to the budget among those that the config can express, and a
+    remark.
 
     Raises:
         UserInputError: the architecture cannot express another one, or nothing or everything would go.
     """
     size = backbone.residual_stream().size
-    whole = Sizes(tuple(range(backbone.num_layers)))
     count = count_parameters if budget.whole else count_backbone_parameters
     step = max(channel_multiple(size, 1 / size), gcd(size, LEAST_MULTIPLE))
     kept = _nearest(backbone, whole, _wanted(backbone, whole, budget, count), step)
@@ -37,7 +38,7 @@ def hidden_sizes(backbone: Backbone, budget: Budget) -> tuple[Sizes, list[str]]:
     note = (
         f"hidden size: {size} -> {kept} in all layers, embeddings, head and projector, rounded to a multiple of {step}"
     )
-    return _with(whole, kept), [note, *([SCALED] if backbone.hidden.final_norm else [])]
+    return replace(whole, hidden=kept), [note, *([SCALED] if backbone.hidden.final_norm else [])]
 
 
 def removed_hidden(hidden: Hidden, scores: Scores, kept: int) -> tuple[list[int], dict[str, list[int]]]:
@@ -80,16 +81,12 @@ def norm_factors(hidden: Hidden, scores: Scores, removed: list[int]) -> dict[str
     return {name: round(root, 6) for name, root in zip(hidden.norms, roots, strict=True) if root > 0}
 
 
-def _with(whole: Sizes, hidden: int) -> Sizes:
-    return Sizes(whole.kept_layers, hidden=hidden)
-
-
 def _wanted(backbone: Backbone, whole: Sizes, budget: Budget, count: Callable[[PreTrainedModel], int]) -> float:
     """The size that meets the budget on a straight line: parameters go by the hidden size but for a projector's."""
     size = backbone.hidden.size
-    now = backbone.parameters if budget.whole else backbone.backbone_parameters
+    now = count(backbone.built(whole))
     fewer = _first(backbone, whole, range(size // 2, 0, -1))
-    cost = (now - count(backbone.built(_with(whole, fewer)))) / (size - fewer)
+    cost = (now - count(backbone.built(replace(whole, hidden=fewer)))) / (size - fewer)
     if budget.remove >= cost * size:
         raise UserInputError(
             f"ratio {budget.ratio:.3f} would remove everything: what goes by the hidden size is "
@@ -110,7 +107,7 @@ def _first(backbone: Backbone, whole: Sizes, candidates: Iterable[int]) -> int:
     reason = "it has a single dimension"
     for size in candidates:
         try:
-            backbone.built(_with(whole, size))
+            backbone.built(replace(whole, hidden=size))
             return size
         except NotExpressibleError as error:
             reason = str(error)

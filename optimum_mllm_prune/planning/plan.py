@@ -176,11 +176,6 @@ class PruningPlan:
                 if getattr(self, key):
                     raise UserInputError(f"the plan's {key} goes with removed_hidden, which is empty.")
             return None
-        if self.removed_layers or self.removed_heads or self.removed_channels:
-            raise UserInputError(
-                "the plan removes dimensions of the hidden size and other parts with them: remove the one, then plan "
-                "the other for what is left."
-            )
         hidden = _of(backbone, "hidden")
         _check_indexes("removed_hidden", self.removed_hidden, hidden.size)
         for name, factor in self.norm_factors.items():

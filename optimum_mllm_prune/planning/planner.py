@@ -52,30 +52,41 @@ def account(backbone: Backbone, config: PruningConfig, scores: Scores | None = N
     Raises:
         UserInputError: the wish cannot be met.
     """
-    budget = budget_of(backbone, config)
-    if config.method == "hidden":
-        return _accounted(backbone, *hidden_sizes(backbone, budget), round(budget.ratio, 6))
+    budget, (by_layers, by_hidden) = budget_of(backbone, config), config.shares
     sizes, notes = Sizes(tuple(range(backbone.num_layers))), []
-    if config.method != "width":
-        by_layers = budget if config.method == "layer" else budget.part(config.layer_share)
-        with _said_of(f"for layer_share {config.layer_share:g}" if config.method == "mixed" else None):
-            removed, notes = _removed_layers(backbone, config, by_layers, scores)
+    mixed = config.method == "mixed"
+    if by_layers:
+        with _said_of(f"for layer_share {by_layers:g}", mixed):
+            part = budget.part(by_layers) if mixed else budget
+            removed, notes = _removed_layers(backbone, config, part, scores)
         sizes = Sizes(tuple(i for i in range(backbone.num_layers) if i not in removed))
-    if config.method != "layer":
-        left = budget.without(removed_with(backbone, sizes.kept_layers))
-        with _said_of(f"by width, after {len(removed)} whole layers" if config.method == "mixed" else None):
-            sizes, more = width_sizes(backbone, config, left, sizes.kept_layers, scores)
+    if by_hidden:
+        with _said_of(f"for hidden_share {by_hidden:g}", mixed):
+            sizes, more = hidden_sizes(backbone, budget.part(by_hidden) if mixed else budget, sizes)
+        notes += more
+    if by_layers + by_hidden < 1:
+        with _said_of(f"by width, after {' and '.join(_gone(backbone, sizes))}", mixed):
+            left = budget.without(removed_with(backbone, sizes, budget.whole))
+            sizes, more = width_sizes(backbone, config, left, sizes, scores)
         notes += more
     return _accounted(backbone, sizes, notes, round(budget.ratio, 6))
 
 
+def _gone(backbone: Backbone, sizes: Sizes) -> Iterator[str]:
+    layers = backbone.num_layers - len(sizes.kept_layers)
+    if layers:
+        yield f"{layers} whole layers"
+    if sizes.hidden is not None:
+        yield f"{backbone.hidden.size - sizes.hidden} dimensions of the hidden size"
+
+
 @contextmanager
-def _said_of(part: str | None) -> Iterator[None]:
-    """What is wrong in here is told of a part of what was asked for."""
+def _said_of(part: str, is_one: bool) -> Iterator[None]:
+    """What is wrong in here is told of a part of what was asked for, where it is one."""
     try:
         yield
     except UserInputError as error:
-        if part is None:
+        if not is_one:
             raise
         raise UserInputError(f"{part}: {error}") from error
 
@@ -133,7 +144,7 @@ def make_plan(backbone: Backbone, config: PruningConfig, scores: Scores) -> Prun
     scores = scores.weighted(config.modality_weights)
     backbone = backbone.without(scores.left_out)
     made = account(backbone, config, scores)
-    dimensions, inner, factors = _removed_hidden(backbone, scores, made.sizes.hidden)
+    dimensions, inner, factors = _removed_hidden(backbone, scores, made.sizes)
     return PruningPlan(
         method=config.method,
         importance=config.importance,
@@ -205,12 +216,14 @@ def _removed_units(backbone: Backbone, scores: Scores, kind: str, kept: int | No
 
 
 def _removed_hidden(
-    backbone: Backbone, scores: Scores, kept: int | None
+    backbone: Backbone, scores: Scores, sizes: Sizes
 ) -> tuple[list[int], dict[str, list[int]], dict[str, float]]:
-    if kept is None:
+    if sizes.hidden is None:
         return [], {}, {}
-    dimensions, inner = removed_hidden(backbone.hidden, scores, kept)
-    return dimensions, inner, norm_factors(backbone.hidden, scores, dimensions)
+    dimensions, inner = removed_hidden(backbone.hidden, scores, sizes.hidden)
+    factors = norm_factors(backbone.hidden, scores, dimensions)
+    stay = {name: factor for name, factor in factors.items() if backbone.renamed(f"{name}.", sizes.kept_layers)}
+    return dimensions, inner, stay
 
 
 def _factors_in_words(factors: dict[str, float]) -> list[str]:

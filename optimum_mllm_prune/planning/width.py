@@ -3,8 +3,10 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from ..backbone import Backbone, Group, NotExpressibleError, Sizes
+from ..backbone.skeleton import Shapes
 from ..configuration import AUTO, PruningConfig
 from ..errors import UserInputError
 from ..importance import Scores
@@ -21,10 +23,10 @@ def width_sizes(
     backbone: Backbone,
     config: PruningConfig,
     budget: Budget,
-    kept_layers: Sequence[int],
+    whole: Sizes,
     scores: Scores | None = None,
 ) -> tuple[Sizes, list[str]]:
-    """Heads and channels that stay in every layer that does, and remarks on how they were chosen.
+    """`whole` with the heads and channels that stay in every layer that does, and remarks on how they were chosen.
 
     Heads lose `head_share` times the share that the MLP loses; what the config cannot say of the heads, the MLP gives.
     Where it is "auto", scores are errors and the split that leaves the least of them is taken; as long as there are no
@@ -34,7 +36,7 @@ def width_sizes(
         UserInputError: the architecture cannot express it, or nothing or everything would go.
     """
     groups, notes = backbone.width_groups()
-    width = _Width(backbone, config, groups, budget, tuple(kept_layers))
+    width = _Width(backbone, config, groups, budget, whole)
     measured = config.head_share == AUTO and len(groups) == 2 and scores is not None
     if measured:
         sizes, note = least_error(list(width.splits()), scores, groups)
@@ -54,7 +56,12 @@ class _Width:
     config: PruningConfig
     groups: Sequence[Group]
     budget: Budget
-    kept_layers: tuple[int, ...]
+    whole: Sizes
+
+    @cached_property
+    def shapes(self) -> Shapes:
+        """Of all weights, as narrow as the residual stream will be."""
+        return self.backbone.narrowed_shapes(self.whole)
 
     def group(self, kind: str) -> Group | None:
         return next((group for group in self.groups if group.kind == kind), None)
@@ -63,9 +70,9 @@ class _Width:
         """Parameters that go when every site that stays loses one unit: of the backbone, or of the whole model."""
         cost = 0
         for site in group.sites:
-            if site.layer in self.kept_layers or (self.budget.whole and site.layer is None):
+            if site.layer in self.whole.kept_layers or (self.budget.whole and site.layer is None):
                 for axis in site.axes:
-                    shape = self.backbone.shapes[axis.tensor]
+                    shape = self.shapes[axis.tensor]
                     cost += math.prod(shape) // axis.size * (axis.owned // axis.units)
         return cost
 
@@ -81,7 +88,7 @@ class _Width:
 
     def at_pace(self, pace: float) -> tuple[Sizes, list[str]]:
         """Heads lose `pace` times the share that the MLP loses, or the nearest that can be said; the MLP the rest."""
-        share, sizes, notes = self.share(pace), Sizes(self.kept_layers), []
+        share, sizes, notes = self.share(pace), self.whole, []
         heads, channels = self.group("heads"), self.group("channels")
         remove = self.budget.remove
         if heads is not None:
@@ -107,9 +114,9 @@ class _Width:
             remove = self.budget.remove - (heads.units - kept) * cost
             if remove < -cost / 2:
                 continue
-            whole = Sizes(self.kept_layers, None if kept == heads.units else kept, twin=choices[kept])
+            fewer = self._of_heads(heads, kept, choices[kept])
             try:
-                sizes, note = self._with_channels(channels, whole, remove)
+                sizes, note = self._with_channels(channels, fewer, remove)
             except UserInputError as error:
                 refused = error
                 continue
@@ -131,7 +138,10 @@ class _Width:
         words = self._head_words(heads, kept, choices[kept])
         if not choices[kept]:
             words += f" (their share would leave {wanted:.1f})"
-        return Sizes(self.kept_layers, None if kept == heads.units else kept, twin=choices[kept]), words
+        return self._of_heads(heads, kept, choices[kept]), words
+
+    def _of_heads(self, heads: Group, kept: int, twin: bool) -> Sizes:
+        return replace(self.whole, heads=None if kept == heads.units else kept, twin=twin)
 
     def _head_words(self, heads: Group, kept: int, twin: bool) -> str:
         words = f"{heads.unit}s: {heads.units} -> {kept} in every layer"

@@ -11,6 +11,7 @@ from ..backbone import Backbone, NotExpressibleError, refuse_offloaded, refuse_o
 from ..backbone.skeleton import attention_implementations
 from ..errors import UserInputError
 from ..planning import PruningPlan
+from ..planning.composed import parted
 from .hidden import Narrowing
 from .lazily import SlicedWeights, placed_lazily
 from .slicing import all_cuts, offloaded, sliced
@@ -40,6 +41,9 @@ def pruned_model(
     if plan.removed_hidden:
         refuse_offloaded(model, "method 'hidden'")
     sizes = plan.sizes(backbone)
+    if plan.removed_hidden and (plan.removed_layers or plan.removed_heads or plan.removed_channels):
+        first, left, then = parted(plan, backbone)
+        return pruned_model(pruned_model(model, backbone, first, keep_original), left, then)
     try:
         backbone.built(sizes)
         cuts = all_cuts(model, backbone, plan)

@@ -24,7 +24,7 @@ def test_all_the_way(llava, rows, tmp_path):
     assert report["verification"]["without_package"]
     assert report["verification"]["inputs"] == "image + text"
     assert report["calibration"]["importance"] == "activation"
-    assert report["repair"] is None
+    assert report["repair"]["method"] == "least-squares" and report["repair"]["rows"] == 12
     kept = text_config(out)["hidden_size"]
     assert kept == SIZE - len(plan["removed_hidden"]) == 128
     assert abs(report["ratio"]["achieved"] - 0.2) < 0.001
@@ -83,11 +83,10 @@ def test_a_plan_is_carried_out_and_its_scores_serve_other_methods(command, llava
         (("--no-twin",), "--no-twin has no effect with method 'hidden': leave it out."),
         (("--protect-layers", "1"), "--protect-layers has no effect with method 'hidden': leave it out."),
         (("--layer-share", "0.2"), "--layer-share has no effect with method 'hidden': leave it out."),
-        (("--repair-samples", "9"), "--repair-samples has no effect with method 'hidden': leave it out."),
+        (("--hidden-share", "0.2"), "--hidden-share has no effect with method 'hidden': leave it out."),
         (
-            ("--repair", "least-squares"),
-            "repair 'least-squares' refits maps to what the original's give, and method 'hidden' leaves them fewer "
-            "outputs: use repair 'none'.",
+            ("--repair", "linear-map"),
+            "repair 'linear-map' stands in for removed layers: with method 'hidden' use another repair.",
         ),
         (
             ("--importance", "taylor"),

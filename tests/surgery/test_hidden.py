@@ -171,10 +171,6 @@ def test_plans_that_do_not_fit():
         assert reason_of(replace(plan, norm_factors={name: factor})) == (
             f"the plan's norm_factors of {name} must be of a norm of the model, and greater than 0: {factor}."
         )
-    assert reason_of(replace(plan, removed_layers=[1])) == (
-        "the plan removes dimensions of the hidden size and other parts with them: remove the one, then plan the "
-        "other for what is left."
-    )
     strange = replace(plan_removing(backbone_of("cohere2_vision"), hidden=KEPT), removed_projector={"a": [1]})
     assert reason_of(strange, "cohere2_vision") == (
         f"the plan removes {64 - KEPT} dimensions of the hidden size: removed_projector must name as many inner "

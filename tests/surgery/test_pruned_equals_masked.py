@@ -26,6 +26,7 @@ UNITS = (
     "heads and channels",
     "layers and channels",
     "hidden",
+    "layers, channels and hidden",
 )
 HEAD_SIZE = "derives the head size as hidden_size / num_attention_heads, so heads cannot go alone"
 EVERY_HEAD = "derives the head size as hidden_size / num_attention_heads, so every head would change"
@@ -64,6 +65,8 @@ def can(family, unit):
         return True
     if unit == "layers and channels":
         return can(family, "channels")
+    if unit == "layers, channels and hidden":
+        return can(family, "channels") and can(family, "hidden")
     if unit == "heads and channels":
         return can(family, "channels") and (can(family, "heads") or can(family, "query heads"))
     if unit == "twin heads":
@@ -104,6 +107,9 @@ def case(family, unit):
         return backbone, plan_removing(backbone, layers=apart(backbone))
     if unit == "layers and channels":
         return backbone, plan_removing(backbone, apart(backbone), channels=backbone.channels.units * 5 // 8)
+    if unit == "layers, channels and hidden":
+        channels, hidden = backbone.channels.units * 5 // 8, backbone.hidden.size * 5 // 8
+        return backbone, plan_removing(backbone, apart(backbone), channels=channels, hidden=hidden)
     if unit == "channels":
         return backbone, plan_removing(backbone, channels=backbone.channels.units * 5 // 8)
     if unit == "twin heads":
@@ -138,8 +144,8 @@ def test_pruned_is_masked(family, unit):
         whole = real_logits(original(family), inputs)
         with masked(original(family), backbone, plan) as model:
             expected = real_logits(model, inputs)
-        assert (expected - whole).abs().max() > (0.1 if unit == "hidden" else 1e-2)
-        allowed = ROUNDING_OF_NORMS if unit == "hidden" else ROUNDING
+        assert (expected - whole).abs().max() > (0.1 if plan.removed_hidden else 1e-2)
+        allowed = ROUNDING_OF_NORMS if plan.removed_hidden else ROUNDING
         assert (real_logits(pruned, inputs) - expected).abs().max() <= allowed
 
 
