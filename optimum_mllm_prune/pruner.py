@@ -27,6 +27,7 @@ from .checkpoint import (
 )
 from .checkpoint.record import write_record
 from .configuration import PruningConfig
+from .earlier import Earlier
 from .errors import UserInputError
 from .importance import Scores
 from .importance.scoring import score
@@ -64,11 +65,11 @@ class MLLMPruner:
         self.model: PreTrainedModel | None = model.eval()
         self.processor = processor
         self.base_model = base_model
-        self.base_model_revision = base_model_revision
-        self.base_model_license = base_model_license
+        self.base_model_revision, self.base_model_license = base_model_revision, base_model_license
         self.scores: Scores | None = None
         self.calibration: dict[str, Any] | None = None
         self.repair: Repair | Merge | None = None
+        self.earlier: Earlier | None = None
         self.timings = Timings()
         self._saved_dtype: torch.dtype | None = None
         self._backbones: dict[str, Backbone] = {}
@@ -96,19 +97,16 @@ class MLLMPruner:
                 saved.
             device: where to put the whole model; by default the first GPU, else the CPU.
             device_map: how to spread it instead, as in transformers.
-            max_memory: bytes, or "6GB", that may be taken; by default what is free. Of a model that is larger, decoder
-                layers stay on disk until they run, and are pruned there.
-            revision: branch, tag or commit.
-            token: for a private or gated model.
-            cache_dir: folder of downloaded files.
+            max_memory: bytes, or "6GB", that may be taken; by default what is free. Of a model that is larger, layers
+                stay on disk until they run, and are pruned there.
+            revision, token, cache_dir: branch, tag or commit; for a private or gated model; folder of downloads.
 
         Raises:
             UserInputError: there is no such model, it is damaged, or it is not a vision-language model.
         """
         hub, timings = {"revision": revision, "token": token, "cache_dir": cache_dir}, Timings()
         with timings.of("load"):
-            config = load_config(model_id, **hub)
-            processor = load_processor(model_id, **hub)
+            config, processor = load_config(model_id, **hub), load_processor(model_id, **hub)
             commit, license = commit_of(model_id, **hub), license_of(model_id, **hub)
             model, saved = load_to_work_on(model_id, config, dtype, device, device_map, max_memory, **hub)
             pruner = cls(model, processor, model_id, commit, license)
@@ -178,8 +176,8 @@ class MLLMPruner:
 
     def bytes_after(self, plan: PruningPlan) -> int:
         """Bytes that the weights will take once `plan` is carried out."""
-        share = plan.parameters["after"] / plan.parameters["before"]
-        return round(weight_bytes(self.model, self._saved_dtype) * share)
+        left = plan.parameters["after"] / plan.parameters["before"]
+        return round(left * weight_bytes(self.model, self._saved_dtype))
 
     def prune(self, plan: PruningPlan | PruningConfig, dataset: Any = None) -> PreTrainedModel:
         """Remove what the plan says and return the pruned model, which is also `self.model` from then on.
@@ -238,12 +236,14 @@ class MLLMPruner:
         if self._pruned is None or self.model is None:
             raise UserInputError("there is no pruned model to save: call prune before save_pretrained.")
         plan, before, generates = self._pruned
-        after = weight_bytes(self.model, self._saved_dtype)
+        backbone, after = self._backbone_for(plan), weight_bytes(self.model, self._saved_dtype)
+        if self.earlier is not None:
+            plan, backbone, before = self.earlier.of_both(plan, after)
         output = check_output(output, overwrite, after, [self.base_model])
         scores, calibration = self._calibrated.get(plan.scores, (None, None))
         with self.timings.of("reference"):
             inputs = dict(verification_inputs or trial_inputs(self.model, self.processor))
-            reference = reference_of(self.model, inputs, self._backbone_for(plan).layers_prefix, generates)
+            reference = reference_of(self.model, inputs, backbone.layers_prefix, generates)
         machine = environment(as_saved(self.model, self._saved_dtype))
         with atomic_folder(output) as folder:
             with self.timings.of("saving"):
@@ -258,7 +258,7 @@ class MLLMPruner:
                 output.name,
                 plan,
                 scores,
-                self._backbone_for(plan),
+                backbone,
                 size_bytes={"before": before, "after": after},
                 verification=verification,
                 seconds=self.timings,
@@ -273,7 +273,7 @@ class MLLMPruner:
     def push_to_hub(
         self, repo_id: str, private: bool | None = None, token: str | None = None, revision: str | None = None
     ) -> str:
-        """Save, verify and upload to the Hub in one commit; returns the address of the commit.
+        """Save, verify and upload to the Hub in one commit, whose address is returned.
 
         Args:
             repo_id: where to; made if it does not exist.

@@ -52,24 +52,42 @@ def stepwise_plan(
     if known is not None:
         raise UserInputError("every step is scored anew: leave the scores out, or take one step.")
     plan, left, found = None, model, None
-    for step, wish in enumerate(_wishes(backbone, config), start=1):
+    for step, wish in enumerate(wishes(backbone, config), start=1):
         here = Backbone.of(left, config.head_unit)
-        wish.protected_layers = _renumbered(config.protected_layers, plan)
+        wish.protected_layers = renumbered(config.protected_layers, plan)
         scores, calibration = score(left, processor, here, wish, dataset)
         found = found or (scores, calibration)
         part = _planned(here, wish, scores, f"step {step} of {config.steps}")
-        plan = part if plan is None else composed(plan, part, backbone)
-        plan = worked_out(replace(plan, config=config.to_dict()), backbone, part.notes)
+        plan = told_as_one(plan, part, backbone, config)
         if step < config.steps:
             del left
             left = _carried_out(model, processor, backbone, plan, dataset)
     notes = [*plan.notes, f"chosen in {config.steps} steps, each scored on what the last one left"]
-    requested = round(budget_of(backbone, config).ratio, 6)
-    return replace(plan, notes=notes, ratio={**plan.ratio, "requested": requested}), *found
+    return replace(plan, notes=notes), *found
 
 
-def _wishes(backbone: Backbone, config: PruningConfig) -> Iterator[PruningConfig]:
-    """What each step is to reach. Raises UserInputError where there are more steps than layers to remove."""
+def told_as_one(
+    first: PruningPlan | None, then: PruningPlan, backbone: Backbone, config: PruningConfig
+) -> PruningPlan:
+    """What is gone after `first`, if there was one, and `then`: in the numbers of the original, with its figures.
+
+    Args:
+        first: made for the original.
+        then: made for what `first` leaves.
+        backbone: of the original.
+        config: what is wanted in the end.
+    """
+    plan = then if first is None else composed(first, then, backbone)
+    wanted = {"requested": round(budget_of(backbone, config).ratio, 6)}
+    return worked_out(replace(plan, config=config.to_dict(), ratio=wanted), backbone, then.notes)
+
+
+def wishes(backbone: Backbone, config: PruningConfig) -> Iterator[PruningConfig]:
+    """What each step is to reach, of what the one before it left.
+
+    Raises:
+        UserInputError: there are more steps than layers to remove.
+    """
     if config.method == "layer":
         count = backbone.num_layers - len(account(backbone, config).sizes.kept_layers)
         if config.steps > count:
@@ -88,7 +106,8 @@ def _changed(config: PruningConfig, **size: int) -> PruningConfig:
     return wish
 
 
-def _renumbered(layers: Sequence[int] | None, plan: PruningPlan | None) -> list[int] | None:
+def renumbered(layers: Sequence[int] | None, plan: PruningPlan | None) -> list[int] | None:
+    """Numbers of layers in what a plan leaves, of those of the original; all must be there."""
     return layers and ([plan.kept_layers.index(layer) for layer in layers] if plan else list(layers))
 
 

@@ -30,6 +30,9 @@ examples:
     optimum-cli mllm-prune --model llava-hf/llava-1.5-7b-hf --fits 8GB --batch 4 --context 4096 --dataset rows
   the best of several plans, by their answers on held-out rows:
     optimum-cli mllm-prune --model llava-hf/llava-1.5-7b-hf --ratio 0.3 --dataset rows --search
+  60 %% in three steps, with a short training after each and a longer one at the end:
+    optimum-cli mllm-prune --model llava-hf/llava-1.5-7b-hf --ratio 0.6 --steps 3 --dataset rows --recover lora \\
+        --recover-between 50
   all the way: prune, recover, measure, publish; the same command goes on where it was broken off:
     optimum-cli mllm-prune --model llava-hf/llava-1.5-7b-hf out --target-params 5B --dataset rows --recover lora \\
         --eval-dataset test_rows --push-to-hub --repo-id me/llava-5b
@@ -232,6 +235,14 @@ def _add_recovery(parser: ArgumentParser) -> None:
         choices=("none", "projector", "lora", "full"),
         default="none",
         help="train after pruning, so that the output is the recovered checkpoint: what trains, or none (default)",
+    )
+    add_flag(
+        group,
+        "--recover-between",
+        type=int,
+        metavar="STEPS",
+        help="with --steps: train for so many optimiser steps after each of them but the last, and prune what came of "
+        "it (default: only the last is trained)",
     )
     add_flag(group, "--recover-dataset", help="rows to train on (default: those of --dataset)")
     add_flag(group, "--recover-config", help="YAML file with any key of RecoveryArguments: loss, fraction, ...")

@@ -94,13 +94,18 @@ def refuse_contradictions(args: Namespace) -> None:
             raise UserInputError(
                 f"{spelt(flag)} is only used with {spelt(other)}: add it, or leave {spelt(flag)} out."
             )
+    if args.recover_between is not None:
+        if args.recover_between < 1:
+            raise UserInputError(f"--recover-between must be at least 1, got {args.recover_between}.")
+        if args.recover == "none" or args.steps < 2:
+            raise UserInputError(
+                "--recover-between trains between steps and goes on from there: use it with --recover and two or more "
+                "--steps, or leave it out."
+            )
     if args.search:
         if not args.dataset:
             raise UserInputError("--search scores plans on rows: name them with --dataset.")
-        for flag in given(
-            args,
-            ("method", "steps", "num_layers", "head_share", "layer_share", "hidden_share", "protect_layers", "scores"),
-        ):
+        for flag in given(args, _DECIDED_BY_SEARCH):
             raise UserInputError(f"--search tries all methods after a calibration of its own: leave {flag} out.")
         if args.search_rows is not None and args.search_rows < 1:
             raise UserInputError(f"--search-rows must be at least 1, got {args.search_rows}.")

@@ -19,15 +19,19 @@ from .prune_stages import staged_folder
 from .summary import recovery_table
 
 
-def training_arguments(args: Namespace, output: Path, guided: Mapping[str, Any]) -> RecoveryArguments:
+def training_arguments(
+    args: Namespace, output: Path, guided: Mapping[str, Any], max_steps: int | None = None
+) -> RecoveryArguments:
     """How to recover. Raises UserInputError, so it is asked for before anything is pruned.
 
     Args:
         args: the command's.
         output: the folder of the result.
         guided: what the decision guide says of it.
+        max_steps: optimiser steps, instead of what was asked for.
     """
     given = {"train": args.recover, "seed": args.seed, "use_cpu": True if args.device == "cpu" else None, **guided}
+    given |= {} if max_steps is None else {"max_steps": max_steps}
     made = recovery_arguments(TrainingFolder(output).path, args.recover_config, args.recover_set, given)
     if not (args.recover_dataset or args.dataset):
         raise UserInputError("--recover needs rows to train on: name them with --dataset or --recover-dataset.")

@@ -2,7 +2,7 @@
 
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -30,6 +30,7 @@ from .summary import advice_text, plan_table, repair_text, report_table
 
 if TYPE_CHECKING:
     from ..recovery.arguments import RecoveryArguments
+    from .prune_between import Steps
 
 
 def run(args: Namespace) -> None:
@@ -100,35 +101,62 @@ def _make(task: _Task) -> None:
     """Prune, and recover where that is asked for; of a dry run the plan alone."""
     args, output = task.args, task.output
     target = staged_folder(output) if task.training else output
+    steps = _steps(task) if args.recover_between else None
     if task.training and is_made(target, task.command, args.model, task.hub):
         print(f"Pruned already, in {target}: going on with the recovery.")
     else:
-        rows = drawn_rows(args, task.choice.config, bool(task.plan or task.scores))
-        where = {"device": args.device, "device_map": args.device_map, "max_memory": args.max_memory}
-        pruner = MLLMPruner.from_pretrained(args.model, args.dtype, **where, **task.hub)
-        found = None
-        if args.search:
-            from .prune_search import searched
-
-            found = searched(pruner, task.choice, rows)
-        plan = found.best.plan if found else _plan(pruner, task, rows)
-        plan = replace(plan, command=task.command)
-        _print_advice(task.choice, args)
-        print(plan_table(plan))
-        if args.dry_run:
-            _write_plan(output, plan, pruner.scores)
-        else:
-            _prune(pruner, plan, rows.repair, target, overwrite=args.overwrite or task.training is not None)
-        if found:
-            found.save(output if args.dry_run else target)
+        with steps.kept() if steps else nullcontext():
+            _make_pruned(task, steps, target)
     if task.training and not args.dry_run:
         from .prune_recover import recover_staged
 
         with _kept(target):
             recover_staged(args, output, task.training, task.command)
+    if steps:
+        steps.remove()
 
 
-def _plan(pruner: MLLMPruner, task: _Task, rows: DrawnRows) -> PruningPlan:
+def _make_pruned(task: _Task, steps: "Steps | None", target: Path) -> None:
+    """The pruned checkpoint, or of a dry run the plan alone."""
+    args = task.args
+    rows = drawn_rows(args, task.choice.config, bool(task.plan or task.scores))
+    pruner, found = _pruner(task, steps, rows), None
+    if args.search:
+        from .prune_search import searched
+
+        found = searched(pruner, task.choice, rows)
+    plan = found.best.plan if found else _plan(pruner, task, steps, rows)
+    plan = replace(plan, command=task.command)
+    _print_advice(task.choice, args)
+    print(plan_table(pruner.earlier.told(plan) if pruner.earlier else plan))
+    if args.dry_run:
+        _write_plan(task.output, plan, pruner.scores)
+    else:
+        _prune(pruner, plan, rows.repair, target, overwrite=args.overwrite or task.training is not None)
+    if found:
+        found.save(task.output if args.dry_run else target)
+
+
+def _steps(task: _Task) -> "Steps":
+    from .prune_between import Steps
+
+    trained = guided(task.choice.advice, task.args)
+    return Steps(task.args, task.choice.config, task.output, task.command, trained, task.hub)
+
+
+def _pruner(task: _Task, steps: "Steps | None", rows: DrawnRows) -> MLLMPruner:
+    """Of the original; of what the steps before the last one give, where there are any."""
+    args = task.args
+    if steps:
+        steps.before_the_last(rows)
+        return steps.pruner(args.steps)
+    where = {"device": args.device, "device_map": args.device_map, "max_memory": args.max_memory}
+    return MLLMPruner.from_pretrained(args.model, args.dtype, **where, **task.hub)
+
+
+def _plan(pruner: MLLMPruner, task: _Task, steps: "Steps | None", rows: DrawnRows) -> PruningPlan:
+    if steps:
+        return steps.plan(pruner, task.args.steps, rows)
     if task.plan:
         return pruner.check(task.plan, task.scores)
     choice, config = task.choice, task.choice.config
