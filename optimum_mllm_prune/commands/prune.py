@@ -122,7 +122,7 @@ def _add_main(parser: ArgumentParser) -> None:
     group.add_argument(
         "--search",
         action="store_true",
-        help="instead of the guide's rule: try plans of layers, width and both on held-out rows, take the best",
+        help="instead of the guide's rule: try plans of layers, width and mixtures on held-out rows, take the best",
     )
     add_flag(group, "--search-rows", type=int, help="held-out rows of --search (default 64)")
     group.add_argument(

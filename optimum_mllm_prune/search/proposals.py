@@ -1,10 +1,10 @@
-"""Which plans are tried: whole layers, width, and mixtures of both."""
+"""Which plans are tried: whole layers, width, and mixtures of these and of the hidden size."""
 
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from ..backbone import Backbone, Sizes
+from ..backbone import Backbone, NotExpressibleError, Sizes
 from ..configuration import AUTO, PruningConfig
 from ..errors import UserInputError
 from ..importance import Scores
@@ -19,6 +19,8 @@ _HEAD_SHARES = (1.0, 0.5, 0.0)
 _ENDS = (1.0, 0.0)
 # How much of a mixture is whole layers.
 _LAYER_SHARES = (1 / 3, 2 / 3)
+# How much of a mixture is dimensions of the residual stream: what kept most in docs/zero_shot.md.
+_HIDDEN_SHARE = 1 / 4
 
 
 @dataclass(frozen=True)
@@ -37,9 +39,10 @@ def proposals(
 ) -> tuple[list[Proposal], list[str]]:
     """Plans that meet the size that a config asks for, and for those that cannot be had the reason.
 
-    All rest on the same scores: one calibration scores layers, heads and channels. Of plans that leave the same sizes
-    the first stays. Each has the least ratio that is enough for `meets`; without it, the size nearest to the config's,
-    or the next one where that falls short of it by more than two points.
+    All rest on the same scores: one calibration scores layers, heads, channels and, where `to_be_scored` asks for it,
+    the residual stream. Of plans that leave the same sizes the first stays. Each has the least ratio that is enough
+    for `meets`; without it, the size nearest to the config's, or the next one where that falls short of it by more
+    than two points.
 
     Args:
         backbone: of the original model.
@@ -62,6 +65,15 @@ def proposals(
     if not found:
         raise UserInputError(f"no plan meets this size: {refused[0]}")
     return list(found.values()), refused
+
+
+def to_be_scored(backbone: Backbone, config: PruningConfig) -> PruningConfig:
+    """The config whose scores serve all proposals: with the residual stream's, where that can be narrowed."""
+    try:
+        able = backbone.hidden.size > 1
+    except NotExpressibleError:
+        able = False
+    return _changed(config, method="mixed", layer_share=0.5, hidden_share=_HIDDEN_SHARE) if able else config
 
 
 def _plan(
@@ -108,6 +120,11 @@ def _wishes(config: PruningConfig, scores: Scores) -> Iterator[tuple[str, Prunin
         for head_share in (*measured, *_ENDS):
             name = f"{100 * layer_share:.0f} % layers, {_width_name(head_share)}"
             yield name, _changed(config, method="mixed", head_share=head_share, layer_share=layer_share)
+    if "hidden" in scores.metrics:
+        for head_share in measured or _ENDS:
+            name = f"{100 * _HIDDEN_SHARE:.0f} % hidden size, {_width_name(head_share)}"
+            shares = {"head_share": head_share, "layer_share": 0.0, "hidden_share": _HIDDEN_SHARE}
+            yield name, _changed(config, method="mixed", **shares)
 
 
 def _width_name(head_share: float | str) -> str:

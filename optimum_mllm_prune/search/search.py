@@ -21,7 +21,7 @@ from ..loading import with_origin
 from ..pruner import MLLMPruner
 from ..repair import repair, rows_to_repair
 from ..surgery import pruned_model
-from .proposals import proposals
+from .proposals import proposals, to_be_scored
 from .result import Search, Tried
 
 
@@ -40,7 +40,7 @@ def search(
     measure_speed: bool = True,
     repair_rows: Sequence[Any] | None = None,
 ) -> Search:
-    """Try plans of layers, of width and of both at the size that `config` asks for. Touches no weight.
+    """Try plans of layers, of width and of mixtures at the size that `config` asks for. Touches no weight.
 
     Each is carried out on the side: what it cuts is copied, one plan at a time, what it leaves whole is shared with
     the original. It is scored by the perplexity of right answers, without any training.
@@ -63,8 +63,8 @@ def search(
     refuse_offloaded(pruner.model, "a search")
     if not held_out:
         raise UserInputError("no row is left to score plans on: give more rows, or calibrate on fewer.")
-    scores = pruner.score(config, rows)
     backbone = pruner.backbone(config.head_unit)
+    scores = pruner.score(to_be_scored(backbone, config), rows)
     config = with_origin(config, pruner.base_model, pruner.base_model_revision, rows)
     found, refused = proposals(backbone, config, scores, meets)
     original = _perplexity(pruner.model, pruner, held_out, config.seed)

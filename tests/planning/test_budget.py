@@ -372,6 +372,19 @@ def test_mixed_with_less_than_half_a_layer():
     )
 
 
+@pytest.mark.parametrize(("layer_share", "hidden_share"), [(0.0, 0.25), (0.0, 0.5), (0.25, 0.25), (0.4, 0.5)])
+@pytest.mark.parametrize("ratio", [0.3, 0.6])
+def test_mixed_with_the_hidden_size_is_within_a_point(ratio, layer_share, hidden_share):
+    wish = PruningConfig(ratio=ratio, method="mixed", layer_share=layer_share, hidden_share=hidden_share)
+    made = account(llava_7b(), wish)
+    assert abs(made.ratio["achieved"] - ratio) < 0.01
+    assert 32 - len(made.sizes.kept_layers) == round(ratio * layer_share / 0.03)
+    # Of all parameters of the backbone but some norms, a share of the dimensions of the stream is as large a share.
+    by_hidden = (4096 - made.sizes.hidden) / 4096 * (1 - ratio * layer_share)
+    assert abs(by_hidden - hidden_share * ratio) < 0.02
+    assert made.sizes.channels is not None
+
+
 @pytest.mark.parametrize(("ratio", "layer_share", "layers"), [(0.05, 0.95, 1), (0.14, 0.99, 4), (0.2, 0.99, 6)])
 def test_layers_leave_something_for_width(ratio, layer_share, layers):
     """Also where the nearest number of layers would take more than all that is to go."""

@@ -60,21 +60,47 @@ def seen(model, module, batch, of_input):
 
 
 def test_every_map_in_turn_is_what_least_squares_makes_it():
-    """Whole passes, one row at a time, dense float64 algebra: ridge by ridge, every fourth row decides."""
     made = pruner()
     plan, naive, mended, done = repaired(made, 24, method="width", ratio=0.4)
+    check(done.refits[:7], made, naive, mended, lambda name: kept_outputs(plan, name))
+    # The first layer's q, k and v read what they read in the original.
+    of_a_layer = [["q_proj", "k_proj", "v_proj"], ["o_proj"], ["gate_proj", "up_proj"], ["down_proj"]]
+    found = [[name.rpartition(".")[2] for name in refit.modules] for refit in done.refits]
+    assert found == of_a_layer[1:] + of_a_layer * (len(plan.kept_layers) - 1)
+
+
+def test_where_the_stream_is_narrower_projector_and_all_layers_are_fitted():
+    """What writes the stream is asked for the dimensions that stay, what reads it for all it gave."""
+    made = pruner()
+    plan, naive, mended, done = repaired(made, 24, method="hidden", ratio=0.3)
+    stays = [i for i in range(160) if i not in set(plan.removed_hidden)]
+    writers = ("o_proj", "down_proj", "linear_2")
+
+    def wanted(name):
+        map = name.rpartition(".")[2]
+        return stays if map in writers else list(range(ROWS[map]))
+
+    check(done.refits[:6], made, naive, mended, wanted)
+    assert done.refits[0].modules == ("model.multi_modal_projector.linear_2",)
+    assert len(done.refits) == 1 + 4 * len(plan.kept_layers)
+    assert done.to_dict()["error_after"] < 0.3 * done.to_dict()["error_before"]
+
+
+def check(refits, made, naive, mended, wanted):
+    """Whole passes, one row at a time, dense float64 algebra: ridge by ridge, every fourth row decides."""
     batches = [make_batch(made.processor, [row]) for row in rows(24)]
-    for refit in done.refits[:7]:
+    for refit in refits:
         theirs, ours = ([model.get_submodule(name) for name in refit.modules] for model in (made.model, naive))
-        wanted = [kept_outputs(plan, name) for name in refit.modules]
-        pairs = [
-            (
-                seen(naive, ours[0], batch, True),
-                torch.cat([seen(made.model, m, batch, False)[:, w] for m, w in zip(theirs, wanted, strict=True)], 1),
-            )
-            for batch in batches
-        ]
-        start = torch.cat([map.weight.double() for map in ours])
+        pairs = []
+        for batch in batches:
+            outputs = [
+                seen(made.model, map, batch, False)[:, wanted(name)]
+                for map, name in zip(theirs, refit.modules, strict=True)
+            ]
+            pairs.append((seen(naive, ours[0], batch, True), torch.cat(outputs, dim=1)))
+        start = torch.cat([with_bias(map) for map in ours])
+        if start.shape[1] > pairs[0][0].shape[1]:
+            pairs = [(torch.cat([x, torch.ones(len(x), 1).double()], dim=1), y) for x, y in pairs]
         fit, held = [p for place, p in enumerate(pairs) if place % HELD_OUT != 3], pairs[3::HELD_OUT]
         errors = {ridge: error(solved(fit, start, ridge), held) for ridge in RIDGES}
         best = min(errors, key=errors.get)
@@ -86,12 +112,15 @@ def test_every_map_in_turn_is_what_least_squares_makes_it():
         assert refit.after == pytest.approx(errors[best], rel=1e-3)
         sizes = [map.out_features for map in ours]
         for map, name, weight in zip(ours, refit.modules, solved(fit, start, best).split(sizes), strict=True):
-            map.weight = torch.nn.Parameter(weight.float())
+            map.weight = torch.nn.Parameter(weight[:, : map.in_features].float())
+            if map.bias is not None:
+                map.bias = torch.nn.Parameter(weight[:, -1].float())
             assert torch.allclose(map.weight, mended.get_submodule(name).weight, atol=2e-3)
-    # The first layer's q, k and v read what they read in the original.
-    of_a_layer = [["q_proj", "k_proj", "v_proj"], ["o_proj"], ["gate_proj", "up_proj"], ["down_proj"]]
-    found = [[name.rpartition(".")[2] for name in refit.modules] for refit in done.refits]
-    assert found == of_a_layer[1:] + of_a_layer * (len(plan.kept_layers) - 1)
+
+
+def with_bias(map):
+    weight = map.weight.double()
+    return weight if map.bias is None else torch.cat([weight, map.bias.double().unsqueeze(1)], dim=1)
 
 
 def kept_outputs(plan, name):

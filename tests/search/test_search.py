@@ -50,7 +50,9 @@ def found(pruner, before, rows):
 def test_layers_width_and_mixtures_are_tried(found):
     methods = {one.plan.method for one in found.tried}
     assert methods == {"layer", "width", "mixed"}
-    assert len({one.name for one in found.tried}) == len(found.tried) >= 6
+    assert len({one.name for one in found.tried}) == len(found.tried) >= 7
+    (narrower,) = [one for one in found.tried if one.plan.removed_hidden]
+    assert narrower.name == "25 % hidden size, heads and MLP as their errors say" and narrower.plan.removed_channels
     assert all(abs(one.plan.ratio["achieved"] - 0.3) < 0.06 for one in found.tried)
     assert len({one.plan.scores for one in found.tried}) == 1
 
