@@ -63,11 +63,11 @@ class PruningConfig(BaseConfig):
             divides the present width and moves the ratio by less than a point.
         allow_twin: whether the text backbone may be declared as its numerically identical twin where its own config
             class rejects the head count (Llama as Mistral).
-        repair: "least-squares" refits in closed form the linear maps that read heads and channels, so that they give
-            what the original's give, and before removed layers what is in the stream after these; "linear-map" maps
-            only the output of the MLP before removed layers (method "layer"); "merge" merges every layer that goes
-            into the nearest one before it that stays (method "layer"); "none" leaves all as it was cut; "auto" merges
-            where the importance is "merge", and is "least-squares" where width goes and there are calibration rows.
+        repair: "least-squares" refits in closed form the linear maps that are left, so that they give what the
+            original's give, and before removed layers what is in the stream after these; "linear-map" maps only the
+            output of the MLP before removed layers (method "layer"); "merge" merges every layer that goes into the
+            nearest one before it that stays (method "layer"); "none" leaves all as it was cut; "auto" merges where
+            the importance is "merge", and is "least-squares" where there are calibration rows.
         repair_samples: rows to refit on, of the same data.
         steps: in how many steps the plan is made (methods "layer" and "width"): each scores what the last one left,
             repaired. Worth its time where much goes.

