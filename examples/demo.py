@@ -35,6 +35,7 @@ RUNS = {
     "width, taylor, not repaired": ["--method", "width", "--importance", "taylor", "--repair", "none"],
     "width, random": ["--method", "width", "--importance", "random"],
     "layers": ["--method", "layer"],
+    "width and hidden size": ["--method", "mixed", "--hidden-share", "0.25"],
 }
 
 

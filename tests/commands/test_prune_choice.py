@@ -84,7 +84,7 @@ class TestGuide:
     @pytest.mark.usefixtures("unverified")
     @pytest.mark.parametrize(("ratio", "method"), [("0.15", "layer"), ("0.3", "layer"), ("0.45", "width")])
     def test_the_budget_of_a_recovery_decides_the_method(self, command, llava, rows, cwd, monkeypatch, ratio, method):
-        monkeypatch.setattr("optimum_mllm_prune.commands.prune_run.recover_staged", lambda *_: None)
+        monkeypatch.setattr("optimum_mllm_prune.commands.prune_recover.recover_staged", lambda *_: None)
         words = ("--model", llava, "out", "--ratio", ratio, "--dataset", rows, "--recover", "lora", "--device", "cpu")
         done = command(*words)
         assert done.code == 0, done.err

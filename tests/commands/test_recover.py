@@ -22,6 +22,7 @@ from transformers import AutoModelForImageTextToText
 
 from optimum_mllm_prune import MLLMPruner, PruningConfig, RecoveryTrainer
 from optimum_mllm_prune.checkpoint import Verification, VerificationError
+from optimum_mllm_prune.commands.prune import MLLMPruneCommand
 from optimum_mllm_prune.commands.recover import EXAMPLES, MLLMRecoverCommand
 from optimum_mllm_prune.commands.recover_flags import TRAINING
 from optimum_mllm_prune.recovery import recover as recovering
@@ -590,10 +591,8 @@ class TestOneGo:
             (["--recover", "lora", "--dry-run"], "--dry-run writes no model: leave --recover out."),
         ],
     )  # fmt: skip
-    def test_bad_input(self, llava, tmp_path, words, line):
-        words = ("mllm-prune", "--model", llava, "out", "--importance", "magnitude_l2", *words)
-        call, options = script(*words, folder=tmp_path, launcher=(SCRIPT,))
-        done = subprocess.run(call, **options, capture_output=True, text=True)
-        assert done.returncode == 2
-        assert done.stderr.strip().splitlines()[-1] == f"optimum-cli mllm-prune: error: {line}"
-        assert list(tmp_path.iterdir()) == []
+    def test_bad_input(self, llava, cwd, capsys, words, line):
+        words = ("--model", llava, "out", "--importance", "magnitude_l2", *words)
+        done = called(MLLMPruneCommand, "optimum-cli mllm-prune", words, capsys)
+        assert (done.code, done.lines[-1]) == (2, f"optimum-cli mllm-prune: error: {line}")
+        assert list(cwd.iterdir()) == []
