@@ -129,7 +129,8 @@ class _Walks:
         before_gap = set(self._down_projections(layer)) if after > layer + 1 else set()
         everywhere = method == LEAST_SQUARES and self._has_changed(layer)
         if everywhere or before_gap:
-            groups = list(self._maps(layer))
+            # What is fitted to the stream comes last, also where the MLP runs first: the original walks on for it.
+            groups = sorted(self._maps(layer), key=before_gap.issuperset)
             for names in groups:
                 if before_gap.issuperset(names):
                     self._fit_to_stream(names[0], after, method, everywhere)
