@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils.memory import clear_device_cache
 from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
@@ -16,6 +15,7 @@ from .checkpoint import (
     atomic_folder,
     check_output,
     environment,
+    free_memory,
     generation_can_be_compared,
     license_of,
     reference_of,
@@ -250,7 +250,7 @@ class MLLMPruner:
                 write_checkpoint(folder, self.model, self.processor, plan, scores, max_shard_size)
             if not keep_model:
                 self.model = None
-                clear_device_cache(garbage_collection=True)
+                free_memory()
             with self.timings.of("verification"):
                 verification = verify(folder, reference, self.processor is not None)
             report = write_record(

@@ -1,7 +1,7 @@
 """Atomic saving, verification in a fresh process, report and model card."""
 
 from ..errors import VerificationError
-from .atomic import atomic_folder, check_output
+from .atomic import atomic_folder, check_output, free_memory
 from .card import CARD_NAME, license_of, model_card
 from .hub import check_repo_id, save_and_upload, upload
 from .report import REPORT_NAME, PruningReport, environment, peak_memory, weight_bytes
@@ -30,6 +30,7 @@ __all__ = [
     "check_output",
     "check_repo_id",
     "environment",
+    "free_memory",
     "generation_can_be_compared",
     "generation_is_consistent",
     "license_of",

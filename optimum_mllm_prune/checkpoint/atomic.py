@@ -9,6 +9,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from accelerate.utils.memory import clear_device_cache
+
 from ..errors import UserInputError
 
 
@@ -104,6 +106,12 @@ def _whole(done: str = "") -> Iterator[None]:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if received:
         raise KeyboardInterrupt(*[done] if done else [])
+
+
+def free_memory() -> None:
+    """Give back what is not used any more. Python would swallow a Ctrl-C that comes while destructors run."""
+    with _whole():
+        clear_device_cache(garbage_collection=True)
 
 
 def _remove_empty(folders: Sequence[Path]) -> None:
