@@ -200,17 +200,12 @@ class PruningConfig(BaseConfig):
             )
 
     def _resolve_shares(self) -> None:
-        if not (_is_number(self.hidden_share) and 0 <= self.hidden_share < 1):
-            raise UserInputError(
-                f"hidden_share must lie between 0 and 1 (0.5 takes half of it by the hidden size), got "
-                f"{self.hidden_share}."
-            )
         if self.layer_share is None:
             self.layer_share = 0.0 if self.hidden_share else 0.5
-        if not (_is_number(self.layer_share) and 0 <= self.layer_share < 1):
-            raise UserInputError(
-                f"layer_share must lie between 0 and 1 (0.5 takes half of it by whole layers), got {self.layer_share}."
-            )
+        for key, by in (("hidden_share", "the hidden size"), ("layer_share", "whole layers")):
+            value = getattr(self, key)
+            if not (_is_number(value) and 0 <= value < 1):
+                raise UserInputError(f"{key} must lie between 0 and 1 (0.5 takes half of it by {by}), got {value}.")
         if not 0 < self.layer_share + self.hidden_share < 1:
             raise UserInputError(
                 "layer_share and hidden_share must leave something for heads and channels, and not all of it: their "

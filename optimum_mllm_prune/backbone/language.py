@@ -216,9 +216,8 @@ class Backbone:
 
     def intended_shapes(self, sizes: Sizes) -> Shapes:
         """Names and shapes that the sliced weights will have."""
-        narrowed = self.narrowed_shapes(sizes).items()
-        renamed = {self.renamed(name, sizes.kept_layers): shape for name, shape in narrowed}
-        return {name: shape for name, shape in renamed.items() if name is not None}
+        shapes, kept = self.narrowed_shapes(sizes), sizes.kept_layers
+        return {new: shape for name, shape in shapes.items() if (new := self.renamed(name, kept)) is not None}
 
     def built(self, sizes: Sizes) -> PreTrainedModel:
         """The pruned model on the meta device, its shapes checked against the slices that are intended.
@@ -236,6 +235,13 @@ class Backbone:
         if difference:
             raise NotExpressibleError(difference)
         return model
+
+    def expressed(self, sizes: Sizes) -> PreTrainedModel:
+        """As `built`, for a user who asked for it. Raises UserInputError."""
+        try:
+            return self.built(sizes)
+        except NotExpressibleError as error:
+            raise UserInputError(f"this architecture's config cannot express the plan: {error}") from error
 
     def _refuse_other_kinds(self, config: PreTrainedConfig, kept: Sequence[int]) -> None:
         """A config class may put a layer of its own choice last (Gemma 4). Raises NotExpressibleError."""

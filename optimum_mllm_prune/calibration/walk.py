@@ -185,13 +185,3 @@ def output_of(module: nn.Module, found: list) -> Any:
         raise Seen
 
     return module.register_forward_hook(hook)
-
-
-def input_of(module: nn.Module, found: list) -> Any:
-    """A `Look` at what a module is given first."""
-
-    def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-        found.append(args[0])
-        raise Seen
-
-    return module.register_forward_pre_hook(hook)

@@ -24,7 +24,7 @@ from ..pruner import MLLMPruner
 from ..steps import renumbered, told_as_one, wishes
 from .prune_recover import recover_staged, training_arguments
 from .prune_rows import DrawnRows
-from .prune_stages import is_made, staged_folder
+from .prune_stages import is_made, loaded, staged_folder
 from .summary import plan_table, repair_text
 
 
@@ -69,12 +69,10 @@ class Steps:
 
     def pruner(self, step: int) -> MLLMPruner:
         """Of what is pruned in a step: the original, or what the step before it gave."""
-        args = self.args
-        where = {"device": args.device, "device_map": args.device_map, "max_memory": args.max_memory}
         if step == 1:
-            return MLLMPruner.from_pretrained(args.model, args.dtype, **where, **self.hub)
+            return loaded(self.args, self.args.model, self.hub)
         before = self._folder(step - 1)
-        pruner = MLLMPruner.from_pretrained(str(before), args.dtype, **where)
+        pruner = loaded(self.args, str(before), {})
         pruner.earlier = Earlier(self.backbone, partial(self._told, PruningPlan.load(before), step))
         return pruner
 

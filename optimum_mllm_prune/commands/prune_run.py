@@ -24,7 +24,7 @@ from .command_line import command_line, last_part
 from .prune_choice import Choice, choose, guided
 from .prune_flags import DEFAULTS, PATHS, SOURCES, modality_weights, refuse_contradictions, refuse_idle_flags
 from .prune_rows import DrawnRows, drawn_rows
-from .prune_stages import goes_on, is_made, staged_folder
+from .prune_stages import goes_on, is_made, loaded, staged_folder
 from .summary import advice_text, plan_table, repair_text, report_table
 
 
@@ -146,12 +146,10 @@ def _steps(task: _Task) -> "Steps":
 
 def _pruner(task: _Task, steps: "Steps | None", rows: DrawnRows) -> MLLMPruner:
     """Of the original; of what the steps before the last one give, where there are any."""
-    args = task.args
     if steps:
         steps.before_the_last(rows)
-        return steps.pruner(args.steps)
-    where = {"device": args.device, "device_map": args.device_map, "max_memory": args.max_memory}
-    return MLLMPruner.from_pretrained(args.model, args.dtype, **where, **task.hub)
+        return steps.pruner(task.args.steps)
+    return loaded(task.args, task.args.model, task.hub)
 
 
 def _plan(pruner: MLLMPruner, task: _Task, steps: "Steps | None", rows: DrawnRows) -> PruningPlan:

@@ -9,11 +9,18 @@ from typing import Any
 from ..backbone import Backbone, model_class_of
 from ..loading import load_config
 from ..planning import PLAN_NAME, PruningPlan
+from ..pruner import MLLMPruner
 
 
 def goes_on(args: Namespace) -> bool:
     """Whether stages follow that work on the finished output."""
     return bool(args.eval_dataset or args.push_to_hub)
+
+
+def loaded(args: Namespace, model: str, hub: dict[str, Any]) -> MLLMPruner:
+    """A pruner of a model, placed as the command says."""
+    where = {"device": args.device, "device_map": args.device_map, "max_memory": args.max_memory}
+    return MLLMPruner.from_pretrained(model, args.dtype, **where, **hub)
 
 
 def staged_folder(output: Path) -> Path:

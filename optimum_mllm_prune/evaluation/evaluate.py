@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from accelerate.utils.memory import clear_device_cache
 from transformers.utils.hub import cached_file
 
 from ..calibration.processors import load_processor
 from ..calibration.rows import Rows
+from ..checkpoint import free_memory
 from ..errors import UserInputError
 from ..loading import load_config, load_model, public_name
 from ..version import __version__
@@ -54,10 +54,10 @@ def evaluate(job: EvaluationJob) -> EvaluationReport:
             said[role] = predict(*loaded[role], rows, job.chosen_metrics, job.batch_size, job.max_new_tokens)
         if not job.efficiency:
             loaded.clear()
-            clear_device_cache(garbage_collection=True)
+            free_memory()
     efficiency = _efficiency(job, loaded)
     loaded.clear()
-    clear_device_cache(garbage_collection=True)
+    free_memory()
     return EvaluationReport(
         model=public_name(job.model),
         baseline=public_name(job.baseline) if job.baseline else None,

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from ..backbone import Backbone, NotExpressibleError, Sizes
+from ..backbone import Backbone, Sizes
 from ..backbone.skeleton import count_backbone_parameters, count_parameters
 from ..configuration import PruningConfig
 from ..errors import UserInputError
@@ -107,10 +107,7 @@ def removed_with(backbone: Backbone, sizes: Sizes, whole: bool) -> int:
         return 0
     count = count_parameters if whole else count_backbone_parameters
     before = backbone.parameters if whole else backbone.backbone_parameters
-    try:
-        return before - count(backbone.built(sizes))
-    except NotExpressibleError as error:
-        raise UserInputError(f"this architecture's config cannot express the plan: {error}") from error
+    return before - count(backbone.expressed(sizes))
 
 
 def _mean_layer(backbone: Backbone) -> float:

@@ -1,16 +1,13 @@
 """Method "hidden": how many dimensions of the residual stream stay, and which."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 from math import gcd
 
-from transformers import PreTrainedModel
-
 from ..backbone import Backbone, Hidden, NotExpressibleError, Sizes
-from ..backbone.skeleton import count_backbone_parameters, count_parameters
 from ..errors import UserInputError
 from ..importance import Scores
-from .budget import Budget
+from .budget import Budget, removed_with
 from .selection import weakest
 from .width import channel_multiple, removes_nothing
 
@@ -30,9 +27,8 @@ def hidden_sizes(backbone: Backbone, budget: Budget, whole: Sizes) -> tuple[Size
         UserInputError: the architecture cannot express another one, or nothing or everything would go.
     """
     size = backbone.residual_stream().size
-    count = count_parameters if budget.whole else count_backbone_parameters
     step = max(channel_multiple(size, 1 / size), gcd(size, LEAST_MULTIPLE))
-    kept = _nearest(backbone, whole, _wanted(backbone, whole, budget, count), step)
+    kept = _nearest(backbone, whole, _wanted(backbone, whole, budget), step)
     if kept == size:
         raise removes_nothing(budget)
     note = (
@@ -81,12 +77,12 @@ def norm_factors(hidden: Hidden, scores: Scores, removed: list[int]) -> dict[str
     return {name: round(root, 6) for name, root in zip(hidden.norms, roots, strict=True) if root > 0}
 
 
-def _wanted(backbone: Backbone, whole: Sizes, budget: Budget, count: Callable[[PreTrainedModel], int]) -> float:
+def _wanted(backbone: Backbone, whole: Sizes, budget: Budget) -> float:
     """The size that meets the budget on a straight line: parameters go by the hidden size but for a projector's."""
     size = backbone.hidden.size
-    now = count(backbone.built(whole))
     fewer = _first(backbone, whole, range(size // 2, 0, -1))
-    cost = (now - count(backbone.built(replace(whole, hidden=fewer)))) / (size - fewer)
+    gone, then = (removed_with(backbone, sizes, budget.whole) for sizes in (whole, replace(whole, hidden=fewer)))
+    cost = (then - gone) / (size - fewer)
     if budget.remove >= cost * size:
         raise UserInputError(
             f"ratio {budget.ratio:.3f} would remove everything: what goes by the hidden size is "

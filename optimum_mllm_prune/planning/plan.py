@@ -74,6 +74,11 @@ class PruningPlan:
         """Original indexes of the layers that stay, ascending: layer j of the pruned model was `kept_layers[j]`."""
         return [layer for layer in range(self.num_layers) if layer not in set(self.removed_layers)]
 
+    def kept_hidden(self, size: int) -> list[int]:
+        """Dimensions that stay of a residual stream of `size`, ascending."""
+        gone = set(self.removed_hidden)
+        return [dimension for dimension in range(size) if dimension not in gone]
+
     def to_json(self) -> str:
         """The plan as JSON text, one line for each list of indexes."""
         return _compact(json.dumps(asdict(self), indent=2, ensure_ascii=False))

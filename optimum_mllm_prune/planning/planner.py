@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..backbone import TWIN_OF, Backbone, NotExpressibleError, Sizes
+from ..backbone import TWIN_OF, Backbone, Sizes
 from ..backbone.skeleton import count_backbone_parameters, count_parameters
 from ..backbone.text_config import text_config
 from ..configuration import PruningConfig
@@ -92,10 +92,7 @@ def _said_of(part: str, is_one: bool) -> Iterator[None]:
 
 
 def _accounted(backbone: Backbone, sizes: Sizes, notes: list[str], requested: float) -> Account:
-    try:
-        built = backbone.built(sizes)
-    except NotExpressibleError as error:
-        raise UserInputError(f"this architecture's config cannot express the plan: {error}") from error
+    built = backbone.expressed(sizes)
     before, after = backbone.backbone_parameters, count_backbone_parameters(built)
     return Account(
         sizes,

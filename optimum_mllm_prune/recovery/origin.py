@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from accelerate.utils.memory import clear_device_cache
 from huggingface_hub import snapshot_download
 from transformers import ProcessorMixin
 
 from ..backbone import Backbone, model_class_of
 from ..calibration.processors import load_processor
 from ..calibration.rows import Rows
+from ..checkpoint import free_memory
 from ..errors import UserInputError, first_line, note_kept
 from ..loading import load_config, load_model
 from ..number_formats import working_dtype
@@ -111,7 +111,7 @@ def teacher_for(
         return teacher
     write_cache(job.teacher_cache, teacher, processor, drawn, recipe, job.top_k or DEFAULT_TOP_K, report=print)
     del teacher
-    clear_device_cache(garbage_collection=True)
+    free_memory()
     return CachedTeacher(job.teacher_cache)
 
 

@@ -30,9 +30,9 @@ class Targets:
             for tensor, cuts in all_cuts(original, backbone, plan).items()
             if tensor.endswith(".weight")
         }
-        gone = set(plan.removed_hidden)
-        self._stream = torch.tensor([i for i in range(backbone.hidden.size) if i not in gone]) if gone else None
-        projector = backbone.hidden.projector if gone else None
+        hidden = backbone.hidden if plan.removed_hidden else None
+        self._stream = torch.tensor(plan.kept_hidden(hidden.size)) if hidden else None
+        projector = hidden.projector if hidden else None
         self.projectors = [site.reader_module for site in projector.sites] if projector else []
 
     def of_outputs(self, map: str, outputs: Tensor) -> Tensor:

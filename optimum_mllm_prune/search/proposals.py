@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 from ..backbone import Backbone, NotExpressibleError, Sizes
@@ -69,11 +70,10 @@ def proposals(
 
 def to_be_scored(backbone: Backbone, config: PruningConfig) -> PruningConfig:
     """The config whose scores serve all proposals: with the residual stream's, where that can be narrowed."""
-    try:
-        able = backbone.hidden.size > 1
-    except NotExpressibleError:
-        able = False
-    return _changed(config, method="mixed", layer_share=0.5, hidden_share=_HIDDEN_SHARE) if able else config
+    with suppress(NotExpressibleError):
+        if backbone.hidden:
+            return _changed(config, method="mixed", hidden_share=_HIDDEN_SHARE)
+    return config
 
 
 def _plan(

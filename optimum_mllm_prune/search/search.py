@@ -5,11 +5,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from accelerate.utils.memory import clear_device_cache
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ..backbone import Sizes, refuse_offloaded
+from ..checkpoint import free_memory
 from ..configuration import PruningConfig
 from ..errors import UserInputError
 from ..evaluation.efficiency import Loaded, measure_efficiency
@@ -83,7 +83,7 @@ def search(
         else:
             refused.append(f"{proposal.name}: its perplexity is not finite")
         del model
-        clear_device_cache(garbage_collection=True)
+        free_memory()
     if not tried:
         raise UserInputError(f"the perplexity of no plan is finite: ask for less, or {_OTHER_FORMAT}.")
     ranked = sorted(tried, key=lambda one: one.perplexity.value)

@@ -53,7 +53,7 @@ class Narrowing:
             fresh: the pruned architecture, still without weights; its norms get theirs.
             plan: what is removed.
         """
-        kept = torch.tensor([i for i in range(self.hidden.size) if i not in set(plan.removed_hidden)])
+        kept = torch.tensor(plan.kept_hidden(self.hidden.size))
         self.factors = plan.norm_factors
         with evaluating(model), self._narrow_norms(model, fresh, kept):
             self.expected = model(input_ids=self.tokens).logits.float().cpu()

@@ -28,7 +28,7 @@ def cuts_of(plan: PruningPlan, groups: Sequence[Group]) -> Cuts:
 def hidden_cuts(plan: PruningPlan, hidden: Hidden) -> Cuts:
     """As `cuts_of`, of the residual stream and of what must be as wide."""
     cuts = cuts_of(plan, [hidden.projector] if hidden.projector else [])
-    left = [i for i in range(hidden.size) if i not in set(plan.removed_hidden)]
+    left = plan.kept_hidden(hidden.size)
     for axis in hidden.axes:
         cuts.setdefault(axis.tensor, []).append((axis, left))
     return cuts

@@ -9,7 +9,7 @@ from importance.naive import batch_of
 
 from optimum_mllm_prune.backbone import Backbone
 from optimum_mllm_prune.calibration.engine import evaluating
-from optimum_mllm_prune.calibration.walk import Walk, input_of, output_of
+from optimum_mllm_prune.calibration.walk import Walk, output_of
 
 
 @cache
@@ -38,7 +38,7 @@ def test_it_sees_what_whole_passes_see(family):
             for of_input in (False, True):
                 leaf = next(m for m in layer.modules() if isinstance(m, torch.nn.Linear))
                 expected = whole(model, leaf, batches[0], of_input)
-                found = walk.see(0, leaf, input_of if of_input else output_of)
+                found = walk.met(0, [leaf])[leaf][0 if of_input else 1]
                 assert torch.allclose(found, expected, atol=1e-4)
             walk.advance()
 

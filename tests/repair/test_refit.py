@@ -269,6 +269,9 @@ def test_biases_are_refitted_too(monkeypatch):
     config.text_config.mlp_bias = True
     torch.manual_seed(0)
     made = MLLMPruner(type(tiny_llava.model())(config).eval(), tiny_llava.processor())
+    with torch.no_grad():
+        for layer in made.model.model.language_model.layers:
+            layer.mlp.down_proj.bias.normal_()
     plan = made.plan(PruningConfig(ratio=0.1, importance="magnitude_l2", head_share=0.0))
     other = pruned_model(made.model, made.backbone(), plan, keep_original=True)
     shift = torch.randn(config.text_config.hidden_size)
@@ -278,7 +281,7 @@ def test_biases_are_refitted_too(monkeypatch):
         down.bias = torch.nn.Parameter(down.bias - shift)
     done = repair(made.model, other, made.backbone(), plan, made.processor, rows(12))
     refit = next(r for r in done.refits if r.modules == (f"{LAYERS}.0.mlp.down_proj",))
-    assert refit.before > 0.5 and refit.after < 0.05
+    assert refit.before > 0.5 and refit.after < 0.01
     mended = other.model.language_model.layers[0].mlp.down_proj.bias
     original = made.model.model.language_model.layers[0].mlp.down_proj.bias
     assert torch.allclose(mended, original, atol=0.1 * shift.abs().max())

@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from accelerate.utils.memory import clear_device_cache
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 from transformers.generation import BaseStreamer
 
+from ...checkpoint import free_memory
 from ...errors import is_out_of_memory
 from .decoding import generate
 
@@ -117,7 +117,7 @@ def unless_out_of_memory(work: Callable[[], Run]) -> Run | None:
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-    clear_device_cache(garbage_collection=True)
+    free_memory()
     return None
 
 
