@@ -119,7 +119,7 @@ class _Walks:
         """Refit the maps before the layers that have lost inputs."""
         for name in self.targets.projectors:
             if type(self.pruned.get_submodule(name)) is nn.Linear:
-                self._fit([name], [name], self._to_projector(name))
+                self._fit([name], self._to_projector(name))
 
     def mend(self, layer: int, method: str) -> None:
         """Refit the maps of a kept layer, and go on to the next one."""
@@ -130,12 +130,12 @@ class _Walks:
         everywhere = method == LEAST_SQUARES and self._has_changed(layer)
         if everywhere or before_gap:
             # What is fitted to the stream comes last, also where the MLP runs first: the original walks on for it.
-            groups = sorted(self._maps(layer), key=before_gap.issuperset)
-            for names in groups:
+            groups = sorted(self._maps(layer), key=lambda group: before_gap.issuperset(group[0]))
+            for names, by_token in groups:
                 if before_gap.issuperset(names):
-                    self._fit_to_stream(names[0], after, method, everywhere)
-                elif everywhere:
-                    self._fit_to_maps(names, last=names is groups[-1])
+                    self._fit_to_stream(names[0], after, method, or_to_map=everywhere and by_token)
+                elif everywhere and by_token:
+                    self._fit_to_maps(names, last=names is groups[-1][0])
         self.ours.advance()
 
     def kept(self, first: Tensor) -> Tensor:
@@ -161,15 +161,13 @@ class _Walks:
                 self._fit_to_maps([name], last=False)
             return
         folded = method == LINEAR_MAP
-        self._fit([name], [own], self._to_stream(own, after, share, folded), folded, judged=True)
+        self._fit([own], self._to_stream(own, after, share, folded), folded, judged=True)
 
     def _fit_to_maps(self, names: list[str], last: bool) -> None:
         """Refit maps that read the same, the last of their layer or not, to what the original's give."""
-        pair = self._to_maps(names, last)
-        if self._by_token(pair):
-            self._fit(names, list(map(self._own, names)), pair)
+        self._fit(list(map(self._own, names)), self._to_maps(names, last))
 
-    def _fit(self, names: list[str], own: list[str], pair: Pair, folded: bool = False, judged: bool = False) -> None:
+    def _fit(self, own: list[str], pair: Pair, folded: bool = False, judged: bool = False) -> None:
         """Fit maps that read the same, called `own` in the pruned model; `folded`, a map of the outputs is fitted."""
         maps = [self.pruned.get_submodule(name) for name in own]
         start = torch.cat([with_bias(map) for map in maps])
@@ -239,12 +237,6 @@ class _Walks:
 
         return pair
 
-    def _by_token(self, pair: Pair) -> bool:
-        """Whether inputs and targets are one for each token: an expert sees some of them only."""
-        x, y, _ = pair(0)
-        shape = self.made[0].modality.shape
-        return x is not None and x.shape[:2] == shape and y.shape[:2] == shape
-
     def _has_changed(self, layer: int) -> bool:
         """Whether a layer has lost something, or is given something else than in the original."""
         plan = self.plan
@@ -258,14 +250,13 @@ class _Walks:
         """Name in the pruned model."""
         return self.backbone.renamed(f"{name}.", self.plan.kept_layers).rstrip(".")
 
-    def _maps(self, layer: int) -> Iterator[list[str]]:
-        """Names in the original of a layer's linear maps, in the order they run in, those together that read the
-        same."""
+    def _maps(self, layer: int) -> Iterator[tuple[list[str], bool]]:
+        """As `together`, with the names of a layer's linear maps in the original."""
         prefix = f"{self.backbone.layers_prefix}.{layer}"
         named = {module: name for name, module in self.original.get_submodule(prefix).named_modules(prefix=prefix)}
         maps = [module for module in named if type(module) is nn.Linear]
-        for group in together(self.theirs, maps):
-            yield [named[map] for map in group]
+        for group, by_token in together(self.theirs, maps):
+            yield [named[map] for map in group], by_token
 
     def _down_projections(self, layer: int) -> Iterator[str]:
         """Names of the maps behind a layer's MLP channels."""

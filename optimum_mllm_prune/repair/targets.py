@@ -48,11 +48,14 @@ def _kept(states: Tensor, places: Tensor | None) -> Tensor:
     return states if places is None else states.index_select(-1, places.to(states.device))
 
 
-def together(walk: Walk, maps: Sequence[nn.Linear]) -> Iterator[list[nn.Linear]]:
+def together(walk: Walk, maps: Sequence[nn.Linear]) -> Iterator[tuple[list[nn.Linear], bool]]:
     """Maps of the walk's present layer in the order they run in, those together that read the same.
 
-    Maps that do not run with the first batch are left out.
+    With each whether inputs and outputs are one for each token: an expert sees some of them only. Maps that do not run
+    with the first batch are left out.
     """
-    met = walk.met(0, maps)
+    met, tokens = walk.met(0, maps), walk.batches[0].modality.shape
     for _, group in groupby(met, key=lambda map: (id(met[map][0]), map.bias is None)):
-        yield list(group)
+        alike = list(group)
+        sides = [met[alike[0]][0], *(met[map][1] for map in alike)]
+        yield alike, all(side is not None and side.shape[:2] == tokens for side in sides)
