@@ -110,16 +110,20 @@ def batches(
     Raises:
         UserInputError: as `make_batch`; or every row is too long.
     """
+    for group in alike(_short_rows(processor, rows, max_length), batch_size):
+        yield make_batch(processor, group)
+
+
+def alike(rows: Iterable[Row], batch_size: int) -> Iterator[list[Row]]:
+    """The rows of one batch after the other, at most `batch_size`, those with and without images apart."""
     pending: dict[bool, list[Row]] = {True: [], False: []}
-    for row in _short_rows(processor, rows, max_length):
+    for row in rows:
         group = pending[bool(row["images"])]
         group.append(row)
         if len(group) == batch_size:
-            yield make_batch(processor, group)
+            yield list(group)
             group.clear()
-    for group in pending.values():
-        if group:
-            yield make_batch(processor, group)
+    yield from filter(None, pending.values())
 
 
 def _short_rows(processor: ProcessorMixin, rows: Iterable[Row], max_length: int | None) -> Iterator[Row]:

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.hooks import RemovableHandle
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from .batches import Batch
+from .processes import bar
 
 
 # A power of two, so that only the exponents of gradients move.
@@ -56,7 +56,7 @@ def run_calibration(
         if backward and gradient_checkpointing:
             stack.enter_context(_checkpointed(model, layers))
         stack.enter_context(attached(observers))
-        for batch in tqdm(batches, total=total, desc="Calibrating", unit="batch"):
+        for batch in bar(batches, total=total, desc="Calibrating", unit="batch"):
             batch = batch.to(model.device, model.dtype)
             begin(observers, batch)
             _pass(model, batch, backward)

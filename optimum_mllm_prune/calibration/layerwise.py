@@ -5,11 +5,11 @@ from functools import partial
 
 import torch
 from torch import nn
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from .batches import Batch
 from .engine import Attachable, attached, begin, evaluating, run_calibration
+from .processes import bar
 from .walk import Walk
 
 
@@ -36,5 +36,5 @@ def run_layer_by_layer(
             run_calibration(model, made, observers, layers, backward=False, total=len(made))
             return
         with attached(observers):
-            for _ in tqdm(layers, desc="Calibrating", unit="layer"):
+            for _ in bar(layers, desc="Calibrating", unit="layer"):
                 walk.advance(begin=partial(begin, observers))

@@ -3,10 +3,9 @@
 from argparse import Namespace
 from pathlib import Path
 
-import torch
-from accelerate import PartialState
 from transformers.utils.logging import disable_progress_bar
 
+from ..calibration.processes import launch
 from ..checkpoint import atomic_folder, check_output
 from ..checkpoint.evaluated import add_evaluation
 from ..evaluation.evaluate import evaluate
@@ -26,8 +25,7 @@ def run(args: Namespace) -> None:
     job = _job(args)
     output = args.output or Path(f"{last_part(args.model)}-evaluation")
     output = check_output(output, args.overwrite, sources=[getattr(args, name) for name in SOURCES])
-    # Said here, as accelerate would look for GPUs in a launch of several processes on a CPU.
-    first = PartialState(cpu=args.device == "cpu" or not torch.accelerator.is_available()).is_main_process
+    first = launch(cpu=args.device == "cpu").is_main_process
     if not first:
         disable_progress_bar()
     report = evaluate(job)

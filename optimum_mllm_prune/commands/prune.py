@@ -1,4 +1,7 @@
-"""`optimum-cli mllm-prune`: its arguments. Only light imports here: every optimum-cli call reads this file."""
+"""`optimum-cli mllm-prune`: its arguments. Only light imports here: every optimum-cli call reads this file.
+
+For several processes: `accelerate launch -m optimum_mllm_prune.commands.prune`, with the same arguments.
+"""
 
 from __future__ import annotations
 
@@ -40,6 +43,8 @@ examples:
     optimum-cli mllm-prune --model llava-hf/llava-1.5-7b-hf --max-memory 6GB --method layer --dataset rows
   another ratio from the same calibration:
     optimum-cli mllm-prune --model llava-hf/llava-1.5-7b-hf out40 --ratio 0.4 --scores out
+  a calibration shared by the GPUs of this machine:
+    accelerate launch -m optimum_mllm_prune.commands.prune --model llava-hf/llava-1.5-7b-hf out --dataset my_rows
   scores in which answer tokens count four times and image tokens half:
     optimum-cli mllm-prune --model llava-hf/llava-1.5-7b-hf --importance wanda --modality-weights image=0.5,answer=4
 
@@ -271,3 +276,14 @@ def _add_loading(parser: ArgumentParser) -> None:
         action="store_true",
         help="changes nothing: code from the model's repository is never run, since the result must load without it",
     )
+
+
+def main() -> None:
+    """`python -m optimum_mllm_prune.commands.prune`, for launchers of several processes."""
+    parser = ArgumentParser("mllm-prune")
+    MLLMPruneCommand.parse_args(parser)
+    MLLMPruneCommand(None, args=parser.parse_args(), from_defaults_factory=True, parser=parser).run()
+
+
+if __name__ == "__main__":
+    main()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import PreTrainedConfig
 
 from ..backbone import Backbone, model_class_of
+from ..calibration.processes import launch
 from ..checkpoint import atomic_folder, check_output, upload, write_plan
 from ..configuration import AUTO, PruningConfig
 from ..errors import note_kept
@@ -23,6 +24,7 @@ from ..pruner import MLLMPruner
 from .command_line import command_line, last_part
 from .prune_choice import Choice, choose, guided
 from .prune_flags import DEFAULTS, PATHS, SOURCES, modality_weights, refuse_contradictions, refuse_idle_flags
+from .prune_launch import begin_launch, refuse_idle_processes
 from .prune_rows import DrawnRows, drawn_rows
 from .prune_stages import goes_on, is_made, loaded, staged_folder
 from .summary import advice_text, plan_table, repair_text, report_table
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 def run(args: Namespace) -> None:
     """Carry out the command. Raises UserInputError and what the stages raise."""
     refuse_contradictions(args)
+    begin_launch(args)
     plan = PruningPlan.load(args.plan) if args.plan else None
     config = PruningConfig.from_dict(plan.config) if plan else _pruning_config(args)
     scores = _scores(args)
@@ -54,6 +57,7 @@ def run(args: Namespace) -> None:
     choice = Choice(config) if plan else choose(args, model_config, partial(_pruning_config, args))
     if choice.advice:
         refuse_idle_flags(args, choice.config, sizes_only)
+    refuse_idle_processes(args, choice.config, sizes_only)
     if sizes_only:
         _show_sizes(model_config, choice, args)
         return
@@ -62,7 +66,7 @@ def run(args: Namespace) -> None:
         print(f"Made already: {output}.")
     else:
         _make(_Task(args, choice, plan, scores, output, training, command, hub))
-    if not args.dry_run:
+    if not args.dry_run and launch().is_main_process:
         with _kept(output):
             _finish(args, output, command)
 
@@ -126,6 +130,8 @@ def _make_pruned(task: _Task, steps: "Steps | None", target: Path) -> None:
 
         found = searched(pruner, task.choice, rows)
     plan = found.best.plan if found else _plan(pruner, task, steps, rows)
+    if not launch().is_main_process:
+        return
     plan = replace(plan, command=task.command)
     _print_advice(task.choice, args)
     print(plan_table(pruner.earlier.told(plan) if pruner.earlier else plan))

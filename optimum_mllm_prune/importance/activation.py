@@ -1,6 +1,6 @@
 """Scores from forward activations at the inputs of `o_proj` and `down_proj`."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -38,6 +38,10 @@ class Activation(ByModality):
         """One hook a reader."""
         return hook_readers(self.subject, self._observe)
 
+    def accumulators(self) -> Iterable[Tensor]:
+        """Of all kinds."""
+        return [*self.products.values(), *self.shares.values()]
+
     def statistics(self) -> dict[str, Statistics]:
         """Sums over rows: "products" (sites, 3, 3, units) of the modalities' parts of a mean, "shares" (sites, 3)."""
         return {kind: {"products": products, "shares": self.shares[kind]} for kind, products in self.products.items()}
@@ -74,6 +78,10 @@ class Wanda(ByModality):
     def attach(self) -> Sequence[RemovableHandle]:
         """One hook a reader."""
         return hook_readers(self.subject, self._observe)
+
+    def accumulators(self) -> Iterable[Tensor]:
+        """Of all kinds."""
+        return self.squares.values()
 
     def statistics(self) -> dict[str, Statistics]:
         """ "squares" (sites, 3, columns): ||W_:j||_2^2 times the sum over tokens of x_j^2."""

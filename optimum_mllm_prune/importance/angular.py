@@ -1,7 +1,7 @@
 """The angle by which a run of neighbouring layers turns the residual stream."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -30,13 +30,13 @@ class AngularDistance(Observer):
         super().__init__(subject)
         layers = len(subject.layers)
         self.total = torch.zeros(layers, layers, dtype=torch.float64)
-        self.tokens = 0
+        self.tokens = torch.zeros((), dtype=torch.float64)
         self.entered: list[Tensor] = []
 
     def begin(self, batch: Batch) -> None:
         """Counts the batch's real tokens."""
         super().begin(batch)
-        self.tokens += int(self.real.sum())
+        self.tokens += self.real.sum().cpu()
 
     def attach(self) -> Sequence[RemovableHandle]:
         """Two hooks a layer."""
@@ -44,10 +44,14 @@ class AngularDistance(Observer):
         after = [layer.register_forward_hook(self._leave(index)) for index, layer in enumerate(self.subject.layers)]
         return [*before, *after]
 
+    def accumulators(self) -> Iterable[Tensor]:
+        """Of all runs."""
+        return self.total, self.tokens
+
     def scores(self) -> dict[str, Tensor]:
         """In [0, 1]: "layer_runs" (layers, layers), whose entry [l, n - 1] is of the n layers from l on, NaN where
         there are not so many; "layers" (layers,), of runs of one."""
-        runs = (self.total / max(self.tokens, 1)).float()
+        runs = (self.total / self.tokens.clamp(min=1)).float()
         runs[~runs_within(len(runs))] = math.nan
         return {"layers": runs[:, 0].clone(), RUNS: runs}
 

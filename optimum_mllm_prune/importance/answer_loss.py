@@ -10,6 +10,7 @@ from torch.nn.functional import cross_entropy
 
 from ..calibration.batches import Batch
 from ..calibration.engine import answer_logits
+from ..calibration.processes import total
 from ..calibration.stream import forms_of, passed_by
 from ..calibration.walk import Walk
 from .greedy import Trial, greedy_scores
@@ -59,11 +60,11 @@ class AnswerLoss(Observer):
 
 
 def _mean_loss(walk: Walk) -> float:
-    """Of all answer tokens of all batches, summed in fp64."""
-    total, tokens = 0.0, 0
+    """Of all answer tokens of all batches, summed in fp64; of a launch, those of all processes."""
+    loss, tokens = 0.0, 0
     for number, batch in enumerate(walk.batches):
         with walk.beginning_skipped(number):
             logits, answers, _ = answer_logits(walk.model, replace(batch, inputs=batch.inputs | {"use_cache": False}))
-        total += cross_entropy(logits.float(), answers, reduction="none").double().sum().item()
+        loss += cross_entropy(logits.float(), answers, reduction="none").double().sum().item()
         tokens += len(answers)
-    return total / tokens
+    return total(loss) / total(tokens)

@@ -1,6 +1,6 @@
 """Block Influence: how far a layer turns the residual stream."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,10 @@ class BlockInfluence(ByModality):
             layer.register_forward_hook(self._hook(index), with_kwargs=True)
             for index, layer in enumerate(self.subject.layers)
         ]
+
+    def accumulators(self) -> Iterable[Tensor]:
+        """Of all layers."""
+        return self.total, self.tokens
 
     def statistics(self) -> dict[str, Statistics]:
         """ "total" of 1 - cos and number of "tokens", (layers, 3)."""

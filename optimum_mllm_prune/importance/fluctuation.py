@@ -1,6 +1,6 @@
 """How much the inputs of `o_proj` and `down_proj` vary: what is constant can be left out and made up for."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -22,8 +22,6 @@ class Fluctuation(ByModality):
 
     def __init__(self, subject: Subject) -> None:
         super().__init__(subject)
-        # Sums of differences from the first batch's mean: small, so that little cancels.
-        self.near: dict[tuple[str, int], Tensor] = {}
         self.sums, self.squares = zeros(subject, per_column=True), zeros(subject, per_column=True)
         self.tokens = {kind: found.new_zeros(found.shape[:2]) for kind, found in self.sums.items()}
 
@@ -31,8 +29,12 @@ class Fluctuation(ByModality):
         """One hook a reader."""
         return hook_readers(self.subject, self._observe)
 
+    def accumulators(self) -> Iterable[Tensor]:
+        """Of all kinds."""
+        return [*self.sums.values(), *self.squares.values(), *self.tokens.values()]
+
     def statistics(self) -> dict[str, Statistics]:
-        """ "sums", "squares" (sites, 3, columns) of ||W_:j||_2 (x_j - a_j), one a_j for all; "tokens" (sites, 3)."""
+        """ "sums", "squares" (sites, 3, columns) of ||W_:j||_2 x_j; "tokens" (sites, 3)."""
         found = {}
         for group in self.subject.groups:
             norms = column_norms(self.subject, group)
@@ -49,11 +51,9 @@ class Fluctuation(ByModality):
         return variances.unflatten(-1, (units, -1)).sum(dim=-1)
 
     def _observe(self, kind: str, index: int, states: Tensor) -> None:
-        parts = apart(states, self.modality_at(kind, index))
-        if (kind, index) not in self.near:
-            self.near[kind, index] = torch.cat(parts).mean(dim=0)
-        for number, tokens in enumerate(parts):
-            differences = tokens - self.near[kind, index]
-            self.sums[kind][index, number] += differences.sum(dim=0, dtype=torch.float64).cpu()
-            self.squares[kind][index, number] += differences.square().sum(dim=0, dtype=torch.float64).cpu()
+        for number, tokens in enumerate(apart(states, self.modality_at(kind, index))):
+            # In fp64 before anything is squared: what is far from zero and varies little is a difference of two sums.
+            tokens = tokens.double()
+            self.sums[kind][index, number] += tokens.sum(dim=0).cpu()
+            self.squares[kind][index, number] += tokens.square().sum(dim=0).cpu()
             self.tokens[kind][index, number] += len(tokens)

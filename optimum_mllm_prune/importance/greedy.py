@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ..calibration.processes import bar
+
 
 Trial = Callable[[int], float]
 """What it costs that a layer goes, too, once some have gone; asked of layers in ascending order."""
@@ -34,10 +36,10 @@ def greedy_scores(
     left, gone, scores = sorted(candidates), [], torch.zeros(num_layers)
     rounds = range(len(left), max(0, len(left) + 1 - num_layers), -1)
     highest = torch.tensor(0.0)
-    with tqdm(total=sum(rounds), desc="Scoring layers", unit="trial") as bar:
+    with bar(total=sum(rounds), desc="Scoring layers", unit="trial") as trials:
         for _ in rounds:
             with start(gone) as trial:
-                costs = [(_cost(trial, layer, bar), layer) for layer in left]
+                costs = [(_cost(trial, layer, trials), layer) for layer in left]
             cost, layer = min(costs)
             highest = torch.maximum(torch.tensor(cost), highest.nextafter(torch.tensor(math.inf)))
             scores[layer] = highest
@@ -48,7 +50,7 @@ def greedy_scores(
     return scores
 
 
-def _cost(trial: Trial, layer: int, bar: tqdm) -> float:
+def _cost(trial: Trial, layer: int, trials: tqdm) -> float:
     cost = trial(layer)
-    bar.update()
+    trials.update()
     return math.inf if math.isnan(cost) else cost

@@ -4,7 +4,7 @@ Where a projector's inner channels are sized by the same config key, these are s
 they are the subject's groups, and as many of them go.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -40,6 +40,10 @@ class HiddenActivation(UnitMagnitude):
         kinds = [kind_of_norm(norm) for norm in norms]
         hooks = [self._hook(index, kind) for index, kind in enumerate(kinds)]
         return [norm.register_forward_hook(hook, with_kwargs=True) for norm, hook in zip(norms, hooks, strict=True)]
+
+    def accumulators(self) -> Iterable[Tensor]:
+        """Of all norms."""
+        return self.by_norm, self.energy
 
     def scores(self) -> dict[str, Tensor]:
         """{"hidden": (hidden,), "hidden_energy": (norms, hidden)}, and "projector" (sites, units) where there is one.

@@ -9,6 +9,7 @@ from torch.nn.functional import cosine_similarity
 
 from ..backbone.merging import absorbed, merged, unmergeable, weights_of
 from ..calibration.batches import Batch, Modality
+from ..calibration.processes import total
 from ..calibration.stream import forms_of, leaving, passed_by
 from ..calibration.walk import Walk, output_of
 from .greedy import Trial, greedy_scores
@@ -77,8 +78,10 @@ def _last(walk: Walk, number: int) -> Tensor:
 
 
 def _distance(walk: Walk, original: Sequence[Tensor]) -> float:
+    """Mean over the real tokens of all processes."""
     turned = [1 - cosine_similarity(_last(walk, number), states, dim=-1) for number, states in enumerate(original)]
-    return torch.cat(turned).double().mean().item()
+    turns = torch.cat(turned).double()
+    return total(turns.sum().item()) / total(len(turns))
 
 
 @contextmanager

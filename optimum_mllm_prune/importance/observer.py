@@ -1,7 +1,7 @@
 """What a metric is: an observer of a model during calibration that ends with one score per removable part."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,9 +9,12 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-from ..backbone import Group, Hidden, weight_of
+from ..backbone import Group, Hidden, Site, weight_of
 from ..calibration.batches import MODALITIES, Batch, Modality
 
+
+Block = tuple[str, int, Site]
+"""A kind of units, the number of one of its sites, and that site."""
 
 Statistics = dict[str, Tensor]
 """Sums over tokens, fp64 (sites, 3, ...): of image, of prompt and of answer tokens."""
@@ -55,9 +58,12 @@ class Observer(ABC):
 
     Attributes:
         passes: how often it wants to see all batches; its hooks are attached anew for each time.
+        joint: whether its accumulators are those of all processes of a launch as soon as a batch is through, and not
+            each those of the batches it has seen.
     """
 
     passes: int = 1
+    joint: bool = False
 
     def __init__(self, subject: Subject) -> None:
         self.subject = subject
@@ -81,6 +87,10 @@ class Observer(ABC):
     def run(self, batches: Sequence[Batch]) -> None:
         """Passes of its own, for a metric that needs the "rows": batches on the model's device, model in eval mode."""
         raise NotImplementedError
+
+    def accumulators(self) -> Iterable[Tensor]:
+        """What adds up over batches, in fp64; with it alone a new observer goes on where this one is."""
+        return ()
 
     @abstractmethod
     def scores(self) -> dict[str, Tensor]:
@@ -110,6 +120,13 @@ class ByModality(Observer):
         units = {group.kind: group.units for group in self.subject.groups} | {"layers": 1}
         alike = torch.ones(len(MODALITIES), dtype=torch.float64)
         return {k: self.combined(found, alike, units[k]).float() for k, found in self.statistics().items()}
+
+
+def blocks(subject: Subject) -> Iterator[Block]:
+    """All sites of all groups."""
+    for group in subject.groups:
+        for index, site in enumerate(group.sites):
+            yield group.kind, index, site
 
 
 def zeros(subject: Subject, per_column: bool, shape: tuple[int, ...] = (len(MODALITIES),)) -> dict[str, Tensor]:

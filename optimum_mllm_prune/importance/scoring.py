@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from math import ceil
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,13 +20,15 @@ from ..backbone import (
     refuse_offloaded_outside,
     with_layouts,
 )
-from ..calibration.batches import Batch, Modality, batches
+from ..calibration.batches import MODALITIES, Batch, alike, make_batch
 from ..calibration.engine import evaluating, run_calibration
 from ..calibration.layerwise import run_layer_by_layer
+from ..calibration.processes import added_up, dealt, launch, refuse_more_than, total
+from ..calibration.row_forms import Row
 from ..calibration.rows import load_rows
 from ..errors import UserInputError
 from .observer import ByModality, Observer, Subject
-from .registry import METRICS, companions, metric_of, metrics_for, scored_as
+from .registry import METRICS, Metric, companions, metric_of, metrics_for, scored_as
 from .runs import RUNS, runs_within
 from .scores import Scores, by_layer
 
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from ..configuration import PruningConfig
 
 DEFAULT_BATCH_SIZE = 8
+COUNTED = {modality.name.lower(): modality for modality in MODALITIES}
 
 
 def score(
@@ -122,9 +124,9 @@ def _calibrate(
             f"importance '{config.importance}' needs calibration rows: give a dataset, or a metric of weights alone."
         )
     rows = load_rows(dataset, config.dataset_split, config.num_samples or metric.samples, config.seed)
-    size = config.batch_size or {"all": len(rows), "one": 1, None: DEFAULT_BATCH_SIZE}[metric.batch]
+    size, groups = _dealt(rows, metric, config)
     counts: Counter[str] = Counter()
-    made: Iterable[Batch] = _counted(batches(processor, rows, size), counts)
+    made: Iterable[Batch] = _counted((make_batch(processor, group) for group in groups), counts)
     if metric.needs == "rows":
         made = [batch.to(subject.model.device, subject.model.dtype) for batch in made]
         with evaluating(subject.model), torch.no_grad():
@@ -132,35 +134,60 @@ def _calibrate(
         observers = observers[1:]
     if is_offloaded(subject.model) and all(site.layer is not None for group in subject.groups for site in group.sites):
         run_layer_by_layer(subject.model, made, observers, subject.layers)
-        observers = ()
-    passes = max((observer.passes for observer in observers), default=0)
-    made = list(made) if passes > 1 else made
-    for number in range(passes):
-        run_calibration(
-            subject.model,
-            made,
-            [observer for observer in observers if observer.passes > number],
-            subject.layers,
-            backward=metric.needs == "backward",
-            total=ceil(len(rows) / size),
-            gradient_checkpointing=config.gradient_checkpointing,
-        )
+    else:
+        _run_whole(subject, made, observers, metric.needs == "backward", len(groups), config.gradient_checkpointing)
+    for observer in observers:
+        added_up(() if observer.joint else observer.accumulators())
     return {
         "dataset": config.dataset,
         "split": config.dataset_split,
         "samples": len(rows),
         "batch_size": size,
-        "tokens": dict(counts),
+        "processes": launch().num_processes,
+        "tokens": {name: round(total(counts[name])) for name in COUNTED},
         "seed": config.seed,
         "importance": config.importance,
     }
 
 
+def _run_whole(
+    subject: Subject,
+    batches: Iterable[Batch],
+    observers: Sequence[Observer],
+    backward: bool,
+    total: int,
+    gradient_checkpointing: bool,
+) -> None:
+    """As many passes over all batches as each observer wants."""
+    passes = max((observer.passes for observer in observers), default=0)
+    batches = list(batches) if passes > 1 else batches
+    for number in range(passes):
+        listening = [observer for observer in observers if observer.passes > number]
+        run_calibration(subject.model, batches, listening, subject.layers, backward, total, gradient_checkpointing)
+
+
+def _dealt(rows: Sequence[Row], metric: Metric, config: PruningConfig) -> tuple[int, list[list[Row]]]:
+    """How many rows a batch has, and those of each batch of this process.
+
+    Of batches whose rows belong together, every process of a launch gets a part; else, whole ones.
+    """
+    processes = launch().num_processes
+    if metric.batch == "all":
+        size = config.batch_size or len(rows)
+        groups = list(alike(rows, size))
+        mend = "start fewer, or choose importance 'taylor_group', whose batches can be dealt out"
+        refuse_more_than(min(map(len, groups)), f"rows of a batch of importance '{config.importance}'", mend)
+        return size, [list(dealt(group)) for group in groups]
+    refuse_more_than(len(rows), "calibration rows", "start fewer, or give more rows")
+    size = 1 if metric.batch == "one" else min(config.batch_size or DEFAULT_BATCH_SIZE, len(rows) // processes)
+    return size, list(dealt(list(alike(rows, size))))
+
+
 def _counted(made: Iterator[Batch], counts: Counter[str]) -> Iterator[Batch]:
     """Count real tokens by modality on the way."""
     for batch in made:
-        for modality in (Modality.IMAGE, Modality.PROMPT, Modality.ANSWER):
-            counts[modality.name.lower()] += int((batch.modality == modality).sum())
+        for name, modality in COUNTED.items():
+            counts[name] += int((batch.modality == modality).sum())
         yield batch
 
 

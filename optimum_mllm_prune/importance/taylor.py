@@ -4,30 +4,29 @@ Source: Ma et al., LLM-Pruner (arXiv 2305.11627), equations 3-5; over the answer
 et al. (arXiv 2507.20749), section 3.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from ..backbone import Axis, Site
+from ..backbone import Axis
 from ..calibration.batches import Batch
 from ..calibration.engine import loss_scale
-from .observer import ByModality, Observer, Statistics, Subject, apart, hook_readers, zeros
-
-
-Block = tuple[str, int, Site]
-"""A kind of units, the number of one of its sites, and that site."""
+from ..calibration.processes import added_up, launch, total
+from .observer import Block, ByModality, Observer, Statistics, Subject, apart, blocks, hook_readers, zeros
 
 
 class _OfTheAnswerLoss(Observer):
     """Sums over batches, each weighted by its answer tokens, so that every answer token counts the same."""
 
+    sums: dict[str, Tensor]
+
     def __init__(self, subject: Subject) -> None:
         super().__init__(subject)
-        self.weight = 0
-        self.total = 0
+        self.weight = 0.0
+        self.total = torch.zeros((), dtype=torch.float64)
 
     def begin(self, batch: Batch) -> None:
         """Counts the batch's answer tokens."""
@@ -35,10 +34,14 @@ class _OfTheAnswerLoss(Observer):
         self.weight = batch.answer_tokens
         self.total += self.weight
 
+    def accumulators(self) -> Iterable[Tensor]:
+        """Of all kinds, and their weight."""
+        return *self.sums.values(), self.total
+
     @property
     def divisor(self) -> float:
         """What turns sums of weighted batches into means of the loss itself."""
-        return max(self.total, 1) * loss_scale(self.subject.model)
+        return max(self.total.item(), 1.0) * loss_scale(self.subject.model)
 
 
 class Taylor(_OfTheAnswerLoss):
@@ -49,11 +52,24 @@ class Taylor(_OfTheAnswerLoss):
 
     Each gradient is reduced to its units' sums and freed as soon as it is complete, so that the memory above that of
     the activations is one parameter and not one model.
+
+    Of a launch of several processes, each sees some rows of every batch, and gradients are added up before |w g| is
+    taken.
     """
+
+    joint = True
 
     def __init__(self, subject: Subject) -> None:
         super().__init__(subject)
         self.sums = zeros(subject, per_column=False, shape=())
+        self.own = 1.0
+
+    def begin(self, batch: Batch) -> None:
+        """Counts the answer tokens of the whole batch, of which this process may see a part."""
+        Observer.begin(self, batch)
+        self.weight = total(batch.answer_tokens)
+        self.own = batch.answer_tokens / max(self.weight, 1.0)
+        self.total += self.weight
 
     def attach(self) -> Sequence[RemovableHandle]:
         """One hook on every parameter that belongs to a unit; those parameters start to require gradients."""
@@ -65,18 +81,20 @@ class Taylor(_OfTheAnswerLoss):
 
     def _reduce(self, kind: str, index: int, axis: Axis) -> Callable[[Tensor], None]:
         def reduce(weight: Tensor) -> None:
-            product = weight.grad.float().mul_(weight.detach()).abs_()
+            product = _of_all(weight.grad, self.own).mul_(weight.detach()).abs_()
             weight.grad = None
             self.sums[kind][index] += self.weight * axis.sums(product).cpu().double()
 
         return reduce
 
 
-def blocks(subject: Subject) -> Iterator[Block]:
-    """All sites of all groups."""
-    for group in subject.groups:
-        for index, site in enumerate(group.sites):
-            yield group.kind, index, site
+def _of_all(gradient: Tensor, share: float) -> Tensor:
+    """The gradient of the batch's mean loss in fp32, from those of the processes' parts, each of which has a share."""
+    gradient = gradient.float()
+    if launch().num_processes > 1:
+        gradient = gradient * share
+        added_up([gradient])
+    return gradient
 
 
 def hook_weights(

@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 import sysconfig
 from argparse import ArgumentParser
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 import scenes
 from checkpoint import tiny_llava
 from commands.conftest import called
+from launching import LAUNCH, TWO, launched
 from PIL import Image
 
 from optimum_mllm_prune import MLLMPruner, PruningConfig
@@ -158,13 +158,7 @@ class TestWays:
     def test_two_processes_find_what_one_does(self, command, digit_rows, cwd):
         words = ["--model", DIGITS, "--dataset", digit_rows, "--dataset-split", "test", "--batch-size", "4"]
         assert command(*words, "one", "--device", "cpu").code == 0
-        launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2"]
-        launcher += ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"]
-        call = [*launcher, "-m", "optimum_mllm_prune.commands.eval", *words, "two"]
-        # With --cpu, accelerate starts one process alone.
-        env = environment(ACCELERATE_USE_CPU="true")
-        done = subprocess.run(list(map(str, call)), cwd=cwd, env=env, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+        done = launched([*LAUNCH, *TWO, "-m", "optimum_mllm_prune.commands.eval", *words, "two"], cwd)
         one, two = figures(cwd / "one"), figures(cwd / "two")
         assert one["quality"][0] == two["quality"][0]
         assert one["quality"][1]["value"]["value"] == pytest.approx(two["quality"][1]["value"]["value"], rel=1e-6)

@@ -17,6 +17,7 @@ import pytest
 import torch
 from checkpoint import tiny_llava
 from commands.conftest import called
+from launching import LAUNCH, TWO, launched
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
@@ -270,17 +271,8 @@ class TestWays:
 
     @pytest.mark.slow
     def test_two_processes(self, pruned, llava, rows, tmp_path):
-        launcher = (sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2")
-        launcher += ("--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0")
-        launcher += ("-m", "optimum_mllm_prune.commands.recover")
-        words, options = script(
-            "--model", pruned, "out", "--teacher", llava, "--dataset", rows, *QUICK,
-            folder=tmp_path, launcher=launcher,
-        )  # fmt: skip
-        # With --cpu, accelerate starts one process alone.
-        options["env"]["ACCELERATE_USE_CPU"] = "true"
-        done = subprocess.run(words, **options, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+        words = ["--model", pruned, "out", "--teacher", llava, "--dataset", rows, *QUICK]
+        done = launched([*LAUNCH, *TWO, "-m", "optimum_mllm_prune.commands.recover", *words], tmp_path)
         recovery = report_of(tmp_path / "out")["recovery"]
         assert (recovery["processes"], recovery["batch_size"]) == (2, 8)
         assert [path.name for path in tmp_path.iterdir()] == ["out"]

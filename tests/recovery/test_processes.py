@@ -1,14 +1,13 @@
 """Two real processes on a CPU: what one process with twice the batch does."""
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from launching import LAUNCH, TWO, launched
 from recovery import train_tiny
 from transformers import AutoModelForImageTextToText
 
@@ -25,7 +24,6 @@ RUNS = {
 # Three tokens of the vocabulary of 384 a chunk: the head is called many times a step.
 SMALL_CHUNKS = 3 * 384
 
-DDP = ["--multi_gpu", "--num_processes=2", "--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
 FSDP2 = {
     "compute_environment": "LOCAL_MACHINE",
     "distributed_type": "FSDP",
@@ -61,16 +59,13 @@ def jobs(folder, batch_size, wrapper=""):
 def alone(tmp_path_factory):
     """One process with batches of four."""
     folder = tmp_path_factory.mktemp("alone")
-    launched([sys.executable], jobs(folder, 4), folder)
+    train([sys.executable], jobs(folder, 4), folder)
     return folder
 
 
-def launched(command, todo, folder):
+def train(command, todo, folder):
     (folder / "jobs.json").write_text(json.dumps(todo))
-    # One thread each: the machine may have no more cores than processes.
-    own = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    ended = subprocess.run([*command, str(SCRIPT), str(folder / "jobs.json")], capture_output=True, text=True, env=own)
-    assert ended.returncode == 0, ended.stderr[-3000:]
+    launched([*command, SCRIPT, folder / "jobs.json"])
 
 
 def compare(folder, alone):
@@ -87,16 +82,12 @@ def compare(folder, alone):
             torch.testing.assert_close(tensor, wanted[key], rtol=1e-4, atol=1e-6, msg=f"{name}: {key}")
 
 
-def accelerate(*arguments):
-    return [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port=0", *arguments]
-
-
 def test_ddp(tmp_path, alone):
-    launched(accelerate(*DDP), jobs(tmp_path, 2, "DistributedDataParallel"), tmp_path)
+    train([*LAUNCH, *TWO], jobs(tmp_path, 2, "DistributedDataParallel"), tmp_path)
     compare(tmp_path, alone)
 
 
 def test_fsdp2(tmp_path, alone):
     (tmp_path / "fsdp.yaml").write_text(yaml.safe_dump(FSDP2))
-    launched(accelerate("--config_file", str(tmp_path / "fsdp.yaml")), jobs(tmp_path, 2, "FSDP"), tmp_path)
+    train([*LAUNCH, "--config_file", tmp_path / "fsdp.yaml"], jobs(tmp_path, 2, "FSDP"), tmp_path)
     compare(tmp_path, alone)
