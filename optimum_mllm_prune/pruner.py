@@ -50,6 +50,9 @@ class MLLMPruner:
         base_model: Hub id or folder the model came from; a Hub id is written into the card.
         base_model_revision, base_model_license: its commit, and its license as the Hub names it, for the card.
 
+    Attributes:
+        resume_file: where a long calibration keeps what it has found so far, to go on from; None keeps nothing.
+
     Raises:
         UserInputError: the model has no decoder that can be pruned.
     """
@@ -70,6 +73,7 @@ class MLLMPruner:
         self.calibration: dict[str, Any] | None = None
         self.repair: Repair | Merge | None = None
         self.earlier: Earlier | None = None
+        self.resume_file: Path | None = None
         self.timings = Timings()
         self._saved_dtype: torch.dtype | None = None
         self._backbones: dict[str, Backbone] = {}
@@ -133,7 +137,7 @@ class MLLMPruner:
         config = with_origin(config, self.base_model, self.base_model_revision, dataset)
         with self.timings.of("calibration"):
             backbone = self.backbone(config.head_unit)
-            self._keep(*score(self.model, self.processor, backbone, config, dataset))
+            self._keep(*score(self.model, self.processor, backbone, config, dataset, self.resume_file))
         return self.scores
 
     def plan(self, config: PruningConfig, dataset: Any = None, scores: Scores | None = None) -> PruningPlan:
@@ -182,8 +186,6 @@ class MLLMPruner:
     def prune(self, plan: PruningPlan | PruningConfig, dataset: Any = None) -> PreTrainedModel:
         """Remove what the plan says and return the pruned model, which is also `self.model` from then on.
 
-        The weights move over from the original model, which cannot be used afterwards (copy it before if you need it).
-
         Args:
             plan: what to remove, or what to plan first.
             dataset: as in `score`; with it the maps that are left are refitted as well, see `PruningConfig.repair`.
@@ -192,9 +194,7 @@ class MLLMPruner:
             UserInputError: the plan does not fit the model, or as in `plan`.
         """
         self._refuse_pruned()
-        if isinstance(plan, PruningConfig):
-            plan = self.plan(plan, dataset)
-        plan = self.check(plan)
+        plan = self.check(self.plan(plan, dataset) if isinstance(plan, PruningConfig) else plan)
         rows = rows_to_repair(plan, self.processor, dataset, is_offloaded(self.model))
         original, backbone = self.model, self._backbone_for(plan)
         with self.timings.of("surgery"):
@@ -253,7 +253,7 @@ class MLLMPruner:
                 free_memory()
             with self.timings.of("verification"):
                 verification = verify(folder, reference, self.processor is not None)
-            report = write_record(
+            return write_record(
                 folder,
                 output.name,
                 plan,
@@ -268,7 +268,6 @@ class MLLMPruner:
                 license=self.base_model_license,
                 has_processor=self.processor is not None,
             )
-        return report
 
     def push_to_hub(
         self, repo_id: str, private: bool | None = None, token: str | None = None, revision: str | None = None

@@ -1,7 +1,7 @@
 """The passes over calibration batches, with observers attached."""
 
 import inspect
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol
 
@@ -28,6 +28,12 @@ class Attachable(Protocol):
     def attach(self) -> Sequence[RemovableHandle]:
         """Put the hooks in place."""
 
+    def end(self) -> None:
+        """Told when all batches have run."""
+
+    def accumulators(self) -> Iterable[Tensor]:
+        """What adds up over batches."""
+
 
 def run_calibration(
     model: PreTrainedModel,
@@ -37,6 +43,8 @@ def run_calibration(
     backward: bool,
     total: int | None = None,
     gradient_checkpointing: bool = False,
+    skipped: int = 0,
+    after: Callable[[int], None] | None = None,
 ) -> None:
     """Run every batch through `model` in eval mode; hooks and gradient flags are as before when it returns.
 
@@ -48,6 +56,8 @@ def run_calibration(
         backward: whether the answer loss, times `loss_scale(model)`, is also differentiated.
         total: number of batches, for the progress bar.
         gradient_checkpointing: recompute each decoder layer's activations in the backward pass.
+        skipped: so many of the first batches do not run.
+        after: told, after each batch that does, how many there were so far.
     """
     with ExitStack() as stack:
         stack.enter_context(evaluating(model))
@@ -56,10 +66,16 @@ def run_calibration(
         if backward and gradient_checkpointing:
             stack.enter_context(_checkpointed(model, layers))
         stack.enter_context(attached(observers))
-        for batch in bar(batches, total=total, desc="Calibrating", unit="batch"):
+        for number, batch in enumerate(bar(batches, total=total, desc="Calibrating", unit="batch"), 1):
+            if number <= skipped:
+                continue
             batch = batch.to(model.device, model.dtype)
             begin(observers, batch)
             _pass(model, batch, backward)
+            if after is not None:
+                after(number)
+    for observer in observers:
+        observer.end()
 
 
 @contextmanager

@@ -10,11 +10,16 @@ from transformers import PreTrainedModel
 from .batches import Batch
 from .engine import Attachable, attached, begin, evaluating, run_calibration
 from .processes import bar
+from .progress import Progress, restore, state_of
 from .walk import Walk
 
 
 def run_layer_by_layer(
-    model: PreTrainedModel, batches: Iterable[Batch], observers: Sequence[Attachable], layers: nn.ModuleList
+    model: PreTrainedModel,
+    batches: Iterable[Batch],
+    observers: Sequence[Attachable],
+    layers: nn.ModuleList,
+    progress: Progress,
 ) -> None:
     """As `run_calibration` without gradients, but every layer sees all batches before the next one sees any.
 
@@ -28,6 +33,7 @@ def run_layer_by_layer(
         observers: what listens, at decoder layers and inside them and nowhere else. Each is told of a batch anew at
             every layer.
         layers: the decoder layers.
+        progress: keeps what was found, with what the last layer that is done gave of all batches.
     """
     made = [batch.to(model.device, model.dtype) for batch in batches]
     with evaluating(model), torch.no_grad():
@@ -35,6 +41,13 @@ def run_layer_by_layer(
         if not walk.skips:
             run_calibration(model, made, observers, layers, backward=False, total=len(made))
             return
+        found = progress.of("layers")
+        if found is not None:
+            restore(observers, found)
+            walk.go_on(found)
         with attached(observers):
-            for _ in bar(layers, desc="Calibrating", unit="layer"):
+            for layer in bar(range(walk.layer, len(layers)), desc="Calibrating", unit="layer"):
                 walk.advance(begin=partial(begin, observers))
+                progress.keep("layers", state_of(observers) | walk.state(), finished=layer + 1 == len(layers))
+    for observer in observers:
+        observer.end()

@@ -5,13 +5,14 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..backbone.finding import image_encoder
 from ..backbone.weights import in_memory
 from .batches import Batch
-from .stream import leaving, patched, unheard
+from .stream import Form, leaving, patched, unheard
 
 
 Look = Callable[[nn.Module, list], Any]
@@ -49,6 +50,7 @@ class Walk:
         self._before: list[Any] = [None] * len(batches)
         # What the present layer gives, of batches that it is known of already.
         self._ahead: dict[int, Any] = {}
+        self._form: Form = None
         self.skips = self._can_skip()
 
     def advance(
@@ -71,6 +73,17 @@ class Walk:
     def rewind(self) -> None:
         """Go back to the first layer, as to weights that have changed since; the vision tower is still known."""
         self.layer, self._before, self._ahead = 0, [None] * len(self.batches), {}
+
+    def state(self) -> dict[str, Tensor]:
+        """Where the walk is and what the layer before the present one gave: a new walk of the same can go on there."""
+        given = {f"stream {n}": leaving(output) for n, output in enumerate(self._before) if output is not None}
+        return {"layer": torch.tensor(self.layer)} | given
+
+    def go_on(self, state: Mapping[str, Tensor]) -> None:
+        """Be where another walk was; where layers cannot be skipped, that takes nothing but their number."""
+        self.layer = int(state["layer"])
+        if self.skips:
+            self._before = [self._formed(state[f"stream {n}"]) for n in range(len(self.batches))]
 
     def see(self, number: int, module: nn.Module, look: Look) -> Tensor:
         """What a hook sees at a module of the present layer, with one of the batches."""
@@ -163,6 +176,11 @@ class Walk:
 
         return tower
 
+    def _formed(self, stream: Tensor) -> Any:
+        """A stream as layers give it."""
+        stream = stream.to(self.model.device)
+        return stream if self._form is None else (stream, *[None] * (self._form - 1))
+
     def _can_skip(self) -> bool:
         """Whether the last layer gives the same with all others skipped."""
         self.skips, last = False, self.layers[-1]
@@ -171,6 +189,7 @@ class Walk:
         self.layer = len(self.layers) - 1
         found, given = self._with_layer(0, [self.layers[-2]])
         self._before[0] = found[self.layers[-2]][1]
+        self._form = None if isinstance(self._before[0], Tensor) else len(self._before[0])
         whole, self.skips = leaving(given), True
         short = leaving(self._run(0, last, output_of))
         self.layer, self._before[0] = 0, None

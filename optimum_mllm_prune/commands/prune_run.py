@@ -26,7 +26,7 @@ from .prune_choice import Choice, choose, guided
 from .prune_flags import DEFAULTS, PATHS, SOURCES, modality_weights, refuse_contradictions, refuse_idle_flags
 from .prune_launch import begin_launch, refuse_idle_processes
 from .prune_rows import DrawnRows, drawn_rows
-from .prune_stages import goes_on, is_made, loaded, staged_folder
+from .prune_stages import goes_on, is_made, loaded, resumable, staged_folder
 from .summary import advice_text, plan_table, repair_text, report_table
 
 
@@ -109,8 +109,8 @@ def _make(task: _Task) -> None:
     if task.training and is_made(target, task.command, args.model, task.hub):
         print(f"Pruned already, in {target}: going on with the recovery.")
     else:
-        with steps.kept() if steps else nullcontext():
-            _make_pruned(task, steps, target)
+        with resumable(output) as file, steps.kept() if steps else nullcontext():
+            _make_pruned(task, steps, target, file)
     if task.training and not args.dry_run:
         from .prune_recover import recover_staged
 
@@ -120,11 +120,12 @@ def _make(task: _Task) -> None:
         steps.remove()
 
 
-def _make_pruned(task: _Task, steps: "Steps | None", target: Path) -> None:
+def _make_pruned(task: _Task, steps: "Steps | None", target: Path, resume_file: Path) -> None:
     """The pruned checkpoint, or of a dry run the plan alone."""
     args = task.args
     rows = drawn_rows(args, task.choice.config, bool(task.plan or task.scores))
     pruner, found = _pruner(task, steps, rows), None
+    pruner.resume_file = resume_file
     if args.search:
         from .prune_search import searched
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ..backbone import Backbone, model_class_of
+from ..errors import UserInputError, note_kept
 from ..loading import load_config
 from ..planning import PLAN_NAME, PruningPlan
 from ..pruner import MLLMPruner
@@ -21,6 +24,28 @@ def loaded(args: Namespace, model: str, hub: dict[str, Any]) -> MLLMPruner:
     """A pruner of a model, placed as the command says."""
     where = {"device": args.device, "device_map": args.device_map, "max_memory": args.max_memory}
     return MLLMPruner.from_pretrained(model, args.dtype, **where, **hub)
+
+
+@contextmanager
+def resumable(output: Path) -> Iterator[Path]:
+    """Inside, the scores that a long calibration has found are kept in the file that it gives.
+
+    It goes once what is done inside is done. What ends the command leaves it behind and says so; wrong input leaves
+    nothing that was not there before.
+    """
+    file = output.with_name(f"{output.name}.calibration")
+    was_there = file.is_file()
+    try:
+        yield file
+    except UserInputError:
+        if not was_there:
+            file.unlink(missing_ok=True)
+        raise
+    except BaseException as error:
+        if file.is_file():
+            note_kept(error, f"what was scored is kept in '{file}': the same command goes on from there")
+        raise
+    file.unlink(missing_ok=True)
 
 
 def staged_folder(output: Path) -> Path:

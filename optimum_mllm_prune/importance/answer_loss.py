@@ -11,6 +11,7 @@ from torch.nn.functional import cross_entropy
 from ..calibration.batches import Batch
 from ..calibration.engine import answer_logits
 from ..calibration.processes import total
+from ..calibration.progress import Progress
 from ..calibration.stream import forms_of, passed_by
 from ..calibration.walk import Walk
 from .greedy import Trial, greedy_scores
@@ -33,7 +34,7 @@ class AnswerLoss(Observer):
         super().__init__(subject)
         self.found = torch.zeros(len(subject.layers))
 
-    def run(self, batches: Sequence[Batch]) -> None:
+    def run(self, batches: Sequence[Batch], progress: Progress) -> None:
         """All trials."""
         layers = self.subject.layers
         walk = Walk(self.subject.model, layers, batches)
@@ -52,7 +53,7 @@ class AnswerLoss(Observer):
                 yield trial
 
         candidates = set(range(len(layers))) - self.subject.protected
-        self.found = greedy_scores(candidates, len(layers), start)
+        self.found = greedy_scores(candidates, len(layers), start, progress)
 
     def scores(self) -> dict[str, Tensor]:
         """{"layers": (layers,)}, ascending in the order in which they go."""

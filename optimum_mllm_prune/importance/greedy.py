@@ -9,6 +9,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..calibration.processes import bar
+from ..calibration.progress import Progress
 
 
 Trial = Callable[[int], float]
@@ -16,7 +17,10 @@ Trial = Callable[[int], float]
 
 
 def greedy_scores(
-    candidates: Collection[int], num_layers: int, start: Callable[[Sequence[int]], AbstractContextManager[Trial]]
+    candidates: Collection[int],
+    num_layers: int,
+    start: Callable[[Sequence[int]], AbstractContextManager[Trial]],
+    progress: Progress,
 ) -> Tensor:
     """Scores whose ascending order is that in which the layers go, until none may or one is left.
 
@@ -29,6 +33,7 @@ def greedy_scores(
         candidates: layers that may go, m of them: m (m + 1) / 2 trials.
         num_layers: layers in all.
         start: given the layers that have gone, makes the state in which those that are left are tried.
+        progress: keeps what was found, round by round.
 
     Returns:
         fp32 (layers,); infinite where all that was left cost infinitely much or NaN.
@@ -36,6 +41,10 @@ def greedy_scores(
     left, gone, scores = sorted(candidates), [], torch.zeros(num_layers)
     rounds = range(len(left), max(0, len(left) + 1 - num_layers), -1)
     highest = torch.tensor(0.0)
+    found = progress.of("rounds")
+    if found is not None:
+        gone, scores, highest = found["gone"].tolist(), found["scores"], found["highest"]
+        left, rounds = [layer for layer in left if layer not in gone], rounds[len(gone) :]
     with bar(total=sum(rounds), desc="Scoring layers", unit="trial") as trials:
         for _ in rounds:
             with start(gone) as trial:
@@ -45,6 +54,8 @@ def greedy_scores(
             scores[layer] = highest
             left.remove(layer)
             gone.append(layer)
+            kept = {"gone": torch.tensor(gone), "scores": scores, "highest": highest}
+            progress.keep("rounds", kept, finished=len(left) == len(rounds) - 1)
     never = [layer for layer in range(num_layers) if layer not in gone]
     scores[never] = 2 * highest
     return scores

@@ -10,6 +10,7 @@ from torch.nn.functional import cosine_similarity
 from ..backbone.merging import absorbed, merged, unmergeable, weights_of
 from ..calibration.batches import Batch, Modality
 from ..calibration.processes import total
+from ..calibration.progress import Progress
 from ..calibration.stream import forms_of, leaving, passed_by
 from ..calibration.walk import Walk, output_of
 from .greedy import Trial, greedy_scores
@@ -34,7 +35,7 @@ class Merging(Observer):
         super().__init__(subject)
         self.found = torch.zeros(len(subject.layers))
 
-    def run(self, batches: Sequence[Batch]) -> None:
+    def run(self, batches: Sequence[Batch], progress: Progress) -> None:
         """All trials."""
         layers = self.subject.layers
         weights = weights_of(layers)
@@ -63,7 +64,7 @@ class Merging(Observer):
                 yield trial
 
         candidates = set(range(len(layers))) - self.subject.protected - unmergeable(layers).keys()
-        self.found = greedy_scores(candidates, len(layers), start)
+        self.found = greedy_scores(candidates, len(layers), start, progress)
 
     def scores(self) -> dict[str, Tensor]:
         """{"layers": (layers,)}, ascending in the order in which they go."""

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from ..backbone import Group, Hidden, Site, weight_of
 from ..calibration.batches import MODALITIES, Batch, Modality
+from ..calibration.progress import Progress
 
 
 Block = tuple[str, int, Site]
@@ -84,7 +85,11 @@ class Observer(ABC):
         """Hooks for the calibration passes; none where weights alone decide."""
         return ()
 
-    def run(self, batches: Sequence[Batch]) -> None:
+    def end(self) -> None:
+        """Told when all batches have run, each time."""
+        self.modality = self.real = None
+
+    def run(self, batches: Sequence[Batch], progress: Progress) -> None:
         """Passes of its own, for a metric that needs the "rows": batches on the model's device, model in eval mode."""
         raise NotImplementedError
 

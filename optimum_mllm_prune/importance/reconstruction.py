@@ -9,6 +9,7 @@ from torch import Tensor
 from ..backbone import Site, weight_of
 from ..calibration.batches import Batch, Modality
 from ..calibration.processes import added_up, bar, dealt, launch
+from ..calibration.progress import Progress
 from ..calibration.walk import Walk
 from .observer import Block, Observer, Subject, blocks, by_sample
 from .surgeon import removal_errors
@@ -35,18 +36,23 @@ class Reconstruction(Observer):
         super().__init__(subject)
         self.errors = {g.kind: torch.zeros(len(g.sites), g.units) for g in subject.groups}
 
-    def run(self, batches: Sequence[Batch]) -> None:
+    def run(self, batches: Sequence[Batch], progress: Progress) -> None:
         """Walk through the layers once, and score each before the next."""
         walk = Walk(self.subject.model, self.subject.layers, batches)
         real = [batch.modality != Modality.PADDING for batch in batches]
         layers, processes = range(len(self.subject.layers)), launch().num_processes
         own, waiting = dealt(layers), {}
-        for layer in bar(layers, desc="Calibrating", unit="layer"):
+        found = progress.of("layers of rows")
+        if found is not None:
+            self.errors = {kind: found[kind] for kind in self.errors}
+            walk.go_on(found)
+        for layer in bar(layers[walk.layer :], desc="Calibrating", unit="layer"):
             grams = self._grams(layer, walk, real)
             waiting = grams if layer in own else waiting
             if (layer + 1) % processes == 0 or layer == layers[-1]:
                 self._score(waiting)
                 waiting = {}
+            progress.keep("layers of rows", self.errors | walk.state(), finished=layer == layers[-1])
         added_up(self.errors.values())
 
     def _grams(self, layer: int, walk: Walk, real: Sequence[Tensor]) -> Grams:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,9 +26,11 @@ from ..calibration.batches import MODALITIES, Batch, alike, make_batch
 from ..calibration.engine import evaluating, run_calibration
 from ..calibration.layerwise import run_layer_by_layer
 from ..calibration.processes import added_up, dealt, launch, refuse_more_than, total
+from ..calibration.progress import Progress, restore, state_of
 from ..calibration.row_forms import Row
 from ..calibration.rows import load_rows
 from ..errors import UserInputError
+from ..fingerprints import model_fingerprint, processor_fingerprint, value_fingerprint
 from .observer import ByModality, Observer, Subject
 from .registry import METRICS, Metric, companions, metric_of, metrics_for, scored_as
 from .runs import RUNS, runs_within
@@ -41,7 +45,12 @@ COUNTED = {modality.name.lower(): modality for modality in MODALITIES}
 
 
 def score(
-    model: PreTrainedModel, processor: ProcessorMixin | None, backbone: Backbone, config: PruningConfig, dataset: Any
+    model: PreTrainedModel,
+    processor: ProcessorMixin | None,
+    backbone: Backbone,
+    config: PruningConfig,
+    dataset: Any,
+    resume_file: Path | None = None,
 ) -> tuple[Scores, dict[str, Any] | None]:
     """Importance of every removable part, for layers and width (and hidden, where asked for) from the same passes.
 
@@ -51,6 +60,8 @@ def score(
         backbone: of `model`.
         config: names the metric, the number of rows and the seed.
         dataset: rows, a data set, a folder, a file or a Hub id; needed where the metric looks at data.
+        resume_file: where a calibration of more than half a minute keeps what it has found; of one that was broken
+            off, it goes on from there. Of a launch of several processes nothing is kept.
 
     Returns:
         The scores, and what is reported of the calibration: None where weights alone decided.
@@ -73,7 +84,7 @@ def score(
     metrics = {scored: config.importance} | companions(scored, config.importance, with_hidden)
     subjects = {"hidden": _of_hidden(subject, backbone)} if with_hidden else {}
     observers = [METRICS[name][method].create(subjects.get(method, subject)) for method, name in metrics.items()]
-    calibration = _calibrate(subject, processor, config, dataset, observers)
+    calibration = _calibrate(subject, processor, config, dataset, observers, resume_file)
     found = [_finite(observer, name) for observer, name in zip(observers, metrics.values(), strict=True)]
     tensors, statistics = _gathered(found, groups, backbone), _kept_apart(observers, groups, backbone)
     scores = Scores(tensors, metrics, backbone.fingerprint, left_out, statistics)
@@ -113,6 +124,7 @@ def _calibrate(
     config: PruningConfig,
     dataset: Any,
     observers: Sequence[Observer],
+    resume_file: Path | None,
 ) -> dict[str, Any] | None:
     metric = metric_of(config.importance, config.method)
     if metric.needs == "weights":
@@ -125,17 +137,19 @@ def _calibrate(
         )
     rows = load_rows(dataset, config.dataset_split, config.num_samples or metric.samples, config.seed)
     size, groups = _dealt(rows, metric, config)
+    progress = _progress(resume_file, subject, processor, rows, config)
     counts: Counter[str] = Counter()
     made: Iterable[Batch] = _counted((make_batch(processor, group) for group in groups), counts)
     if metric.needs == "rows":
         made = [batch.to(subject.model.device, subject.model.dtype) for batch in made]
         with evaluating(subject.model), torch.no_grad():
-            observers[0].run(made)
+            observers[0].run(made, progress)
         observers = observers[1:]
     if is_offloaded(subject.model) and all(site.layer is not None for group in subject.groups for site in group.sites):
-        run_layer_by_layer(subject.model, made, observers, subject.layers)
+        run_layer_by_layer(subject.model, made, observers, subject.layers, progress)
     else:
-        _run_whole(subject, made, observers, metric.needs == "backward", len(groups), config.gradient_checkpointing)
+        backward = metric.needs == "backward"
+        _run_whole(subject, made, observers, backward, len(groups), config.gradient_checkpointing, progress)
     for observer in observers:
         added_up(() if observer.joint else observer.accumulators())
     return {
@@ -157,13 +171,55 @@ def _run_whole(
     backward: bool,
     total: int,
     gradient_checkpointing: bool,
+    progress: Progress,
 ) -> None:
-    """As many passes over all batches as each observer wants."""
+    """As many passes over all batches as each observer wants; where that is one, it can be resumed in the middle."""
     passes = max((observer.passes for observer in observers), default=0)
     batches = list(batches) if passes > 1 else batches
-    for number in range(passes):
-        listening = [observer for observer in observers if observer.passes > number]
-        run_calibration(subject.model, batches, listening, subject.layers, backward, total, gradient_checkpointing)
+    found = progress.of("passes")
+    if found is not None:
+        restore(observers, found)
+    begun, skipped = (int(found["pass"]), int(found["batches"])) if found else (0, 0)
+
+    def keep(number: int, batch: int, finished: bool = False) -> None:
+        place = {"pass": torch.tensor(number), "batches": torch.tensor(batch)}
+        progress.keep("passes", state_of(observers) | place, finished)
+
+    for number in range(begun, passes):
+        run_calibration(
+            subject.model,
+            batches,
+            [observer for observer in observers if observer.passes > number],
+            subject.layers,
+            backward,
+            total,
+            gradient_checkpointing,
+            skipped if number == begun else 0,
+            after=partial(keep, number) if passes == 1 else None,
+        )
+        keep(number + 1, 0, finished=number + 1 == passes)
+
+
+def _progress(
+    file: Path | None, subject: Subject, processor: ProcessorMixin, rows: Sequence[Row], config: PruningConfig
+) -> Progress:
+    """What was kept of a calibration that has the same model, processor, rows and wish."""
+    if file is None or launch().num_processes > 1:
+        return Progress()
+    wish = {
+        "method": scored_as(config.method),
+        "hidden": config.shares[1] > 0,
+        "importance": config.importance,
+        "batch_size": config.batch_size,
+        "head_unit": config.head_unit,
+        "seed": config.seed,
+        "protected": sorted(subject.protected),
+        "model": model_fingerprint(subject.model, fetch=False),
+        "dtype": str(subject.model.dtype),
+        "processor": processor_fingerprint(processor),
+        "rows": value_fingerprint(rows),
+    }
+    return Progress(file, value_fingerprint(wish))
 
 
 def _dealt(rows: Sequence[Row], metric: Metric, config: PruningConfig) -> tuple[int, list[list[Row]]]:

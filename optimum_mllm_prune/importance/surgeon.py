@@ -1,13 +1,15 @@
 """Optimal brain surgeon for whole columns: in which order inputs of a linear map go, the rest refitted every time."""
 
+import math
+
 import torch
 from torch import Tensor
 
 
 # Share of the mean diagonal that is added to the Gram matrix.
 DAMPING = 1e-2
-# In so many steps everything goes; with fewer units than that, one goes at a time.
-STEPS = 2048
+# So many single columns are chosen before the matrices are updated for all of them at once.
+PANEL = 256
 
 
 def removal_errors(gram: Tensor, weight: Tensor, units: int, damping: float = DAMPING) -> Tensor:
@@ -19,8 +21,6 @@ def removal_errors(gram: Tensor, weight: Tensor, units: int, damping: float = DA
     The Optimal BERT Surgeon, arXiv 2203.07259, equation 4). The least goes; then exactly
 
         W <- W - W_B (H_BB)^-1 H_B.,    H <- H - H_.B (H_BB)^-1 H_B.
-
-    Where there are more than `STEPS` units, several go in a step, and the updates are exact for all of them together.
 
     Args:
         gram: X'X (columns, columns), fp64.
@@ -35,23 +35,73 @@ def removal_errors(gram: Tensor, weight: Tensor, units: int, damping: float = DA
     size = len(gram) // units
     strength = damping * gram.diagonal().mean().clamp(min=torch.finfo(torch.float32).tiny)
     gram = gram + strength * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    weight = weight.to(gram, copy=True)
+    weight = weight.to(gram)
     total = ((weight @ gram) * weight).sum().clamp(min=torch.finfo(torch.float64).tiny)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram))
-    at_once = -(-units // STEPS)
-    errors, spent = torch.ones(units, dtype=torch.float64, device=gram.device), 0.0
-    names = left = torch.arange(units, device=gram.device)
+    order, added = _single(weight, inverse) if size == 1 else _runs(weight, inverse, size)
+    errors = torch.empty(units, dtype=torch.float64, device=gram.device)
+    errors[order] = added.clamp(min=0).cumsum(dim=0) / total
+    return errors.clamp(max=1.0)
+
+
+def _single(weight: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor]:
+    """Columns in the order in which they go, and what each adds to the error.
+
+    Of W only T = W'W is needed: the error that column q adds is T_qq / H_qq, and with a = H_.q / H_qq and t = T_.q
+    after the removal H is H - H_qq a a' and T is T - a u' - u a', u = t - T_qq a / 2. Only diagonals are kept up to
+    date column by column, and whole matrices panel by panel, as in a blocked factorization with pivoting (LAPACK's
+    pstrf): what a column chosen in between lacks is made up for by the a and u of its panel.
+    """
+    products = weight.T @ weight
+    names = torch.arange(len(inverse), device=inverse.device)
+    order, added = [], []
+    while len(names):
+        gone, costs = _panel(inverse, products, min(PANEL, len(names)))
+        order.append(names[gone])
+        added.append(costs)
+        left = torch.ones_like(names, dtype=torch.bool).index_fill_(0, gone, False)
+        names, inverse, products = names[left], inverse[left][:, left], products[left][:, left]
+    return torch.cat(order), torch.cat(added)
+
+
+def _panel(inverse: Tensor, products: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """The next columns to go and what they add; brings H and T up to date in place."""
+    a, u = inverse.new_zeros(2, width, len(inverse))
+    pivots, costs = inverse.new_zeros(2, width)
+    gone = torch.zeros(width, dtype=torch.long, device=inverse.device)
+    of_inverse, of_products = inverse.diagonal().clone(), products.diagonal().clone()
+    for number in range(width):
+        chosen = (of_products / of_inverse).argmin()
+        before, own_a, own_u = slice(number), a[:number, chosen], u[:number, chosen]
+        column = inverse[chosen] - (own_a * pivots[before]) @ a[before]
+        product = products[chosen] - own_a @ u[before] - own_u @ a[before]
+        pivots[number], gone[number] = column[chosen], chosen
+        costs[number] = product[chosen] / column[chosen]
+        a[number] = column / column[chosen]
+        u[number] = product - 0.5 * product[chosen] * a[number]
+        of_inverse -= pivots[number] * a[number].square()
+        of_products -= 2 * a[number] * u[number]
+        of_inverse[chosen], of_products[chosen] = 1.0, math.inf
+    inverse.addmm_(a.T * pivots, a, alpha=-1)
+    products.addmm_(a.T, u, alpha=-1).addmm_(u.T, a, alpha=-1)
+    return gone, costs
+
+
+def _runs(weight: Tensor, inverse: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Units in the order in which they go, and what each adds to the error."""
+    weight, units = weight.clone(), len(inverse) // size
+    names = left = torch.arange(units, device=inverse.device)
+    order, added = [], []
     while len(left):
-        added = _added(weight, inverse, left, size)
-        order = added.argsort(stable=True)
-        spent += _eliminate(weight, inverse, _columns(left[order[:at_once]], size))
-        errors[names[left[order[:at_once]]]] = spent / total
-        left = left[order[at_once:].sort().values]
+        least = _added(weight, inverse, left, size).argmin()
+        order.append(names[left[least]])
+        added.append(_eliminate(weight, inverse, _columns(left[least : least + 1], size)))
+        left = torch.cat([left[:least], left[least + 1 :]])
         if 2 * len(left) <= len(names):
             columns = _columns(left, size)
             weight, inverse = weight[:, columns], inverse[columns][:, columns]
-            names, left = names[left], torch.arange(len(left), device=gram.device)
-    return errors.clamp(max=1.0)
+            names, left = names[left], torch.arange(len(left), device=inverse.device)
+    return torch.stack(order), torch.stack(added)
 
 
 def _columns(units: Tensor, size: int) -> Tensor:
@@ -61,18 +111,16 @@ def _columns(units: Tensor, size: int) -> Tensor:
 def _added(weight: Tensor, inverse: Tensor, units: Tensor, size: int) -> Tensor:
     """tr(W_B (H_BB)^-1 W_B') of each of these units alone."""
     columns = _columns(units, size)
-    if size == 1:
-        return weight[:, columns].square().sum(dim=0) / inverse.diagonal()[columns]
     own = weight.T[columns].unflatten(0, (len(units), size))
     blocks = torch.stack([inverse[of][:, of] for of in columns.unflatten(0, (len(units), size))])
     return (own * torch.linalg.solve(blocks, own)).sum(dim=(1, 2))
 
 
-def _eliminate(weight: Tensor, inverse: Tensor, columns: Tensor) -> float:
+def _eliminate(weight: Tensor, inverse: Tensor, columns: Tensor) -> Tensor:
     """Take columns out of both, in place, the others refitted; gives the error that this adds."""
     own, block = weight[:, columns], inverse[columns][:, columns]
     across = torch.linalg.solve(block, inverse[columns])
-    lost = (own.T * torch.linalg.solve(block, own.T)).sum().item()
+    lost = (own.T * torch.linalg.solve(block, own.T)).sum()
     weight.addmm_(own, across, alpha=-1)
     inverse.addmm_(inverse[:, columns], across, alpha=-1)
-    return max(lost, 0.0)
+    return lost

@@ -73,28 +73,29 @@ class TaylorMixed(Observer):
         self.part: list[Block] = []
         self.parts = _parts(subject)
         self.passes = len(self.parts)
-        self.started = 0
         self.rows = 0
         self.means: dict[tuple[str, int, Axis], tuple[Tensor, Tensor]] = {}
         self.sums = zeros(subject, per_column=False, shape=())
+        self.done = torch.zeros((), dtype=torch.float64)
 
     def begin(self, batch: Batch) -> None:
         """Counts the batch, which stands for one row."""
         super().begin(batch)
         self.rows += 1
 
+    def accumulators(self) -> Iterable[Tensor]:
+        """Of all kinds, and the number of layers that are done."""
+        return *self.sums.values(), self.done
+
     def attach(self) -> Sequence[RemovableHandle]:
         """One hook on every parameter of the next layer's units, which starts to require gradients."""
-        self._finish()
-        self.part = self.parts[self.started]
-        self.started += 1
+        self.part = self.parts[int(self.done)]
         # With rows that pass a layer by, as cross-attention is without an image, the loss depends on none of them.
         start = self.subject.model.get_output_embeddings().register_forward_hook(_differentiable)
         return [start, *hook_weights(self.subject, self.part, self._add)]
 
     def scores(self) -> dict[str, Tensor]:
         """(sites, units) for each kind."""
-        self._finish()
         return {kind: sums.float() for kind, sums in self.sums.items()}
 
     def _add(self, kind: str, index: int, axis: Axis) -> Callable[[Tensor], None]:
@@ -107,8 +108,9 @@ class TaylorMixed(Observer):
 
         return add
 
-    def _finish(self) -> None:
+    def end(self) -> None:
         """Reduce what was kept of the present layer to its units' sums, and free it."""
+        super().end()
         rows = max(total(self.rows), 1.0)
         for kind, index, site in self.part:
             for axis in site.axes:
@@ -117,7 +119,8 @@ class TaylorMixed(Observer):
                 weight = self.subject.model.get_parameter(axis.tensor).detach().float()
                 terms = (weight * first - weight.square().mul_(second).div_(2)).div_(rows).abs_()
                 self.sums[kind][index] += axis.sums(terms).cpu().double()
-        self.means, self.part, self.rows = {}, [], 0
+        self.means, self.rows = {}, 0
+        self.done += 1
 
     def _sums_of(self, kind: str, index: int, axis: Axis) -> tuple[Tensor, Tensor]:
         """Of a weight's gradients and of their squares over the rows so far, fp32 in its shape."""

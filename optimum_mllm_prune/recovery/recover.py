@@ -14,6 +14,7 @@ from ..calibration.processors import load_processor
 from ..calibration.rows import Rows, open_rows
 from ..checkpoint import check_output
 from ..errors import UserInputError
+from ..fingerprints import model_fingerprint, rows_fingerprint
 from ..loading import load_config, load_model, public_name
 from ..number_formats import as_saved, saved_dtype
 from ..planning import PruningPlan
@@ -25,7 +26,6 @@ from .recipe import Recipe
 from .record import RecoveryRecord, terms_at
 from .result import save_recovered
 from .student import trained_parameters
-from .teachers.fingerprints import model_fingerprint, rows_fingerprint
 from .trainer import RecoveryTrainer, few_rows
 from .training_folder import TrainingFolder
 

@@ -8,6 +8,7 @@ from families import FAMILIES
 from optimum_mllm_prune.backbone import Backbone, with_layouts
 from optimum_mllm_prune.calibration.batches import Batch, Modality
 from optimum_mllm_prune.calibration.engine import evaluating, run_calibration
+from optimum_mllm_prune.calibration.progress import Progress
 from optimum_mllm_prune.importance import METRICS, Subject
 
 
@@ -63,7 +64,7 @@ def calibrated(subject, method, name, batches, **options):
     observer = metric.create(subject)
     if metric.needs == "rows":
         with evaluating(subject.model), torch.no_grad():
-            observer.run(batches)
+            observer.run(batches, Progress())
     for _ in range(0 if metric.needs in ("weights", "rows") else observer.passes):
         run_calibration(
             subject.model, batches, [observer], subject.layers, backward=metric.needs == "backward", **options

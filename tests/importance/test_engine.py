@@ -86,10 +86,13 @@ class Listening:
     """Sees each batch, and whether the model is in eval mode while it runs."""
 
     def __init__(self, model):
-        self.model, self.batches, self.training = model, [], []
+        self.model, self.batches, self.training, self.ended = model, [], [], 0
 
     def begin(self, batch):
         self.batches.append(batch)
+
+    def end(self):
+        self.ended += 1
 
     def attach(self):
         def hook(module, *_):
@@ -108,6 +111,7 @@ def test_every_batch_is_run_once_in_eval_mode_in_the_models_dtype(backward):
     assert [torch.equal(seen.labels, batch.labels) for seen, batch in zip(listening.batches, given, strict=True)]
     assert [seen.inputs["pixel_values"].dtype for seen in listening.batches] == [torch.bfloat16] * 3
     assert listening.training == [False] * 3
+    assert listening.ended == 1
 
 
 @pytest.mark.parametrize(("checkpointing", "times"), [(False, 1), (True, 2)])

@@ -16,6 +16,7 @@ from transformers import AutoModelForImageTextToText
 
 from optimum_mllm_prune.backbone import Backbone
 from optimum_mllm_prune.backbone.merging import unmergeable
+from optimum_mllm_prune.calibration.progress import Progress
 from optimum_mllm_prune.calibration.stream import patched
 from optimum_mllm_prune.calibration.walk import Walk
 from optimum_mllm_prune.importance import Subject
@@ -195,7 +196,7 @@ def test_greedy(number, data):
 
         yield trial
 
-    found = greedy_scores(candidates, number, start)
+    found = greedy_scores(candidates, number, start, Progress())
     order = []
     for tried in asked:
         assert tried == sorted(candidates - set(order))

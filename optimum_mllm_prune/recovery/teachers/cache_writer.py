@@ -18,12 +18,12 @@ from transformers import ProcessorMixin
 from ...calibration.rows import Rows
 from ...checkpoint import check_output
 from ...errors import UserInputError
+from ...fingerprints import config_fingerprint, model_fingerprint, processor_fingerprint, rows_fingerprint
 from ..batching import NumberedRows, RowCollator
 from ..recipe import Recipe
 from ..tokens import answer_tokens, positions
 from .cache_index import INDEX_NAME, CacheIndex, require_cacheable, shard_of, write_whole
 from .cache_size import room_for
-from .fingerprints import config_fingerprint, model_fingerprint, processor_fingerprint, rows_fingerprint
 from .guidance import LiveGuidance
 from .live import LiveTeacher
 from .top_logits import TopLogits, top_logits

@@ -12,10 +12,10 @@ from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
 from ...calibration.rows import Rows
 from ...errors import UserInputError
+from ...fingerprints import config_fingerprint, model_fingerprint, processor_fingerprint, rows_fingerprint
 from ..recipe import Recipe
 from ..tokens import answer_tokens, positions
 from .cache_index import CacheIndex, require_cacheable, shard_of
-from .fingerprints import config_fingerprint, model_fingerprint, processor_fingerprint, rows_fingerprint
 from .guidance import StoredGuidance
 from .top_logits import top_log_probabilities
 

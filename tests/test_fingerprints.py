@@ -10,13 +10,13 @@ from datasets import Dataset, Image
 from recovery import teacher_cache
 
 from optimum_mllm_prune.calibration.rows import open_rows
-from optimum_mllm_prune.recovery.batching import RowCollator
-from optimum_mllm_prune.recovery.teachers.fingerprints import (
+from optimum_mllm_prune.fingerprints import (
     config_fingerprint,
     model_fingerprint,
     processor_fingerprint,
     rows_fingerprint,
 )
+from optimum_mllm_prune.recovery.batching import RowCollator
 
 
 def test_rows_do_not_depend_on_where_they_lie(tmp_path):

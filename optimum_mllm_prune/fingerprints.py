@@ -1,8 +1,8 @@
-"""Fingerprints of what a teacher's answers depend on: the model, the rows, and the processor that encodes them."""
+"""Fingerprints of what is found of a model depends on: itself, the rows, and the processor that encodes them."""
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,9 @@ from accelerate.utils import align_module_device
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
-from ...calibration.batches import make_batch
-from ...calibration.encoding import template_of
-from ...calibration.rows import Rows, synthetic_row
+from .calibration.batches import make_batch
+from .calibration.encoding import template_of
+from .calibration.rows import Rows, synthetic_row
 
 
 # Values taken of each parameter, evenly spread.
@@ -38,10 +38,15 @@ def config_fingerprint(config: PreTrainedConfig) -> str:
     return hashlib.sha256(json.dumps(stable, sort_keys=True).encode()).hexdigest()
 
 
-def model_fingerprint(model: PreTrainedModel) -> str:
-    """sha256 of a few weights of every parameter, in the number format in which the model is loaded."""
+def model_fingerprint(model: PreTrainedModel, fetch: bool = True) -> str:
+    """sha256 of a few weights of every parameter, in the number format in which the model is loaded.
+
+    Args:
+        model: some of its weights may be offloaded.
+        fetch: whether those are looked at, too.
+    """
     digest = hashlib.sha256()
-    for name, sample in _samples(model):
+    for name, sample in _samples(model, fetch):
         digest.update(name.encode())
         digest.update(sample.numpy().tobytes())
     return digest.hexdigest()
@@ -57,12 +62,12 @@ def rows_fingerprint(rows: Rows) -> str:
     Raises:
         UserInputError: a row cannot be read.
     """
-    digest = hashlib.sha256()
-    for position in range(len(rows)):
-        for piece in _pieces(rows.raw(position)):
-            digest.update(len(piece).to_bytes(8, "little"))
-            digest.update(piece)
-    return digest.hexdigest()
+    return _digest(piece for position in range(len(rows)) for piece in _pieces(rows.raw(position)))
+
+
+def value_fingerprint(value: Any) -> str:
+    """sha256 of numbers, texts, bytes and images in whatever lists and mappings."""
+    return _digest(_pieces(value))
 
 
 def processor_fingerprint(processor: ProcessorMixin) -> str:
@@ -88,16 +93,26 @@ def _stable(value: Any) -> Any:
     return {k: _stable(v) for k, v in value.items() if k not in _VOLATILE and not k.startswith("_")}
 
 
-def _samples(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Name and (up to 16,) fp32 of each parameter; offloaded ones are fetched module by module."""
+def _samples(model: nn.Module, fetch: bool) -> Iterator[tuple[str, Tensor]]:
+    """Name and (up to 16,) fp32 of each parameter; offloaded ones are fetched module by module, or left out."""
     for home, module in model.named_modules():
-        if not any(True for _ in module.parameters(recurse=False)):
+        own = list(module.parameters(recurse=False))
+        if not own or (not fetch and any(parameter.is_meta for parameter in own)):
             continue
         with align_module_device(module):
             for name, parameter in module.named_parameters(recurse=False):
                 values = parameter.detach().reshape(-1)
                 chosen = torch.linspace(0, len(values) - 1, min(_SAMPLE, len(values)), dtype=torch.float64).long()
                 yield f"{home}.{name}", values[chosen.to(values.device)].float().cpu()
+
+
+def _digest(pieces: Iterable[bytes]) -> str:
+    """sha256 of pieces that cannot run together."""
+    digest = hashlib.sha256()
+    for piece in pieces:
+        digest.update(len(piece).to_bytes(8, "little"))
+        digest.update(piece)
+    return digest.hexdigest()
 
 
 def _pieces(value: Any) -> Iterator[bytes]:
