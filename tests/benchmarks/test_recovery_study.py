@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 RUNS = {"original-0-none-100-0.001-s0", "layer-30-none-100-0.001-s0", "layer-30-sft-100-0.001-s0"}
 ONCE = {"guessing", "stability", "speed", "settings"}

@@ -75,6 +75,7 @@ def accuracy(pruner, rows):
     return exact_match(generate_answers(pruner.model, pruner.processor, rows), reference_answers(rows))
 
 
+@pytest.mark.slow
 class TestScript:
     """One run of the real script with all that it can measure."""
 

@@ -135,6 +135,7 @@ class TestSearch:
         assert (cwd / "out" / "pruning_search.png").is_file()
         assert PruningPlan.load(cwd / "out").parameters == told["tried"][0]["parameters"]
 
+    @pytest.mark.slow
     def test_by_weights_rows_are_for_scoring_alone(self, command, llava, rows, cwd):
         words = ("--model", llava, "out", "--dry-run", "--search", "--target-size", "9MB", "--dataset", rows)
         done = command(*words, *BY_WEIGHTS, "--search-rows", "3", "--device", "cpu")
