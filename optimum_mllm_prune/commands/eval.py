@@ -11,7 +11,7 @@ from pathlib import Path
 from optimum.commands.base import BaseOptimumCLICommand, CommandInfo
 
 from .exits import carry_out
-from .flags import add_flag, add_loading_flags, prepare
+from .flags import add_flag, add_loading_flags, prepare, run_as_module
 
 
 DESCRIPTION = """\
@@ -119,12 +119,5 @@ def _add_tasks(parser: ArgumentParser) -> None:
     group.add_argument("--limit", type=int, help="rows of each benchmark (default: all)")
 
 
-def main() -> None:
-    """`python -m optimum_mllm_prune.commands.eval`, for launchers of several processes."""
-    parser = ArgumentParser("mllm-eval")
-    MLLMEvalCommand.parse_args(parser)
-    MLLMEvalCommand(None, args=parser.parse_args(), from_defaults_factory=True, parser=parser).run()
-
-
 if __name__ == "__main__":
-    main()
+    run_as_module(MLLMEvalCommand)

@@ -5,11 +5,20 @@ from __future__ import annotations
 from argparse import SUPPRESS, ArgumentParser
 from typing import Any
 
+from optimum.commands.base import BaseOptimumCLICommand
+
 
 def prepare(parser: ArgumentParser, description: str, examples: str) -> None:
     """Make a parser say what the command does, and tell a wrong flag in one line like every other mistake."""
     parser.description, parser.epilog, parser.allow_abbrev = description, examples.replace("%%", "%"), False
     parser.error = lambda message: parser.exit(2, f"{parser.prog}: error: {message}\n")
+
+
+def run_as_module(command: type[BaseOptimumCLICommand]) -> None:
+    """What `python -m` does with a command's module, for launchers of several processes."""
+    parser = ArgumentParser(command.COMMAND.name)
+    command.parse_args(parser)
+    command(None, args=parser.parse_args(), from_defaults_factory=True, parser=parser).run()
 
 
 def add_flag(group: ArgumentParser, name: str, **options: Any) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from optimum.commands.base import BaseOptimumCLICommand, CommandInfo
 
 from .exits import carry_out
-from .flags import add_flag, add_hub_flags, add_loading_flags, prepare
+from .flags import add_flag, add_hub_flags, add_loading_flags, prepare, run_as_module
 
 
 DESCRIPTION = """\
@@ -278,12 +278,5 @@ def _add_loading(parser: ArgumentParser) -> None:
     )
 
 
-def main() -> None:
-    """`python -m optimum_mllm_prune.commands.prune`, for launchers of several processes."""
-    parser = ArgumentParser("mllm-prune")
-    MLLMPruneCommand.parse_args(parser)
-    MLLMPruneCommand(None, args=parser.parse_args(), from_defaults_factory=True, parser=parser).run()
-
-
 if __name__ == "__main__":
-    main()
+    run_as_module(MLLMPruneCommand)
