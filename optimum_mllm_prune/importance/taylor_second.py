@@ -68,6 +68,8 @@ class TaylorMixed(Observer):
     rows with equally long answers.
     """
 
+    joint = True
+
     def __init__(self, subject: Subject) -> None:
         super().__init__(subject)
         self.part: list[Block] = []
