@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..errors import UserInputError
@@ -74,9 +74,9 @@ def _read(file: Path, identity: str) -> dict[str, Found]:
         with safe_open(file, "pt") as opened:
             if (opened.metadata() or {}).get("identity") != identity:
                 return {}
-            for key in opened.keys():  # noqa: SIM118 (a safetensors file is no mapping)
-                stage, _, name = key.partition("/")
-                stages.setdefault(stage, {})[name] = opened.get_tensor(key)
+        for key, tensor in load_file(file).items():
+            stage, _, name = key.partition("/")
+            stages.setdefault(stage, {})[name] = tensor
     except (OSError, SafetensorError):
         return {}
     return stages

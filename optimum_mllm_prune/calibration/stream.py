@@ -26,12 +26,22 @@ def leaving(output: Any) -> Tensor:
     return output if isinstance(output, Tensor) else output[0]
 
 
+def form_of(output: Any) -> Form:
+    """The form of what a layer gives."""
+    return None if isinstance(output, Tensor) else len(output)
+
+
+def formed(stream: Tensor, form: Form) -> Tensor | tuple:
+    """A stream in the form in which a layer gives it, with nothing beside it."""
+    return stream if form is None else (stream, *[None] * (form - 1))
+
+
 def forms_of(model: PreTrainedModel, layers: nn.ModuleList, batch: Batch) -> list[Form]:
     """What every layer gives, seen in one forward pass."""
     forms: list[Form] = []
 
     def see(_: nn.Module, __: Any, output: Any) -> None:
-        forms.append(None if isinstance(output, Tensor) else len(output))
+        forms.append(form_of(output))
 
     with ExitStack() as stack:
         for layer in layers:
@@ -75,5 +85,4 @@ def unheard(module: nn.Module) -> Iterator[None]:
 
 
 def _unchanged(form: Form, *args: Any, **kwargs: Any) -> Tensor | tuple:
-    stream = entering(args, kwargs)
-    return stream if form is None else (stream, *[None] * (form - 1))
+    return formed(entering(args, kwargs), form)

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from ..backbone.finding import image_encoder
 from ..backbone.weights import in_memory
 from .batches import Batch
-from .stream import Form, leaving, patched, unheard
+from .stream import Form, form_of, formed, leaving, patched, unheard
 
 
 Look = Callable[[nn.Module, list], Any]
@@ -83,7 +83,8 @@ class Walk:
         """Be where another walk was; where layers cannot be skipped, that takes nothing but their number."""
         self.layer = int(state["layer"])
         if self.skips:
-            self._before = [self._formed(state[f"stream {n}"]) for n in range(len(self.batches))]
+            streams = (state[f"stream {n}"].to(self.model.device) for n in range(len(self.batches)))
+            self._before = [formed(stream, self._form) for stream in streams]
 
     def see(self, number: int, module: nn.Module, look: Look) -> Tensor:
         """What a hook sees at a module of the present layer, with one of the batches."""
@@ -176,11 +177,6 @@ class Walk:
 
         return tower
 
-    def _formed(self, stream: Tensor) -> Any:
-        """A stream as layers give it."""
-        stream = stream.to(self.model.device)
-        return stream if self._form is None else (stream, *[None] * (self._form - 1))
-
     def _can_skip(self) -> bool:
         """Whether the last layer gives the same with all others skipped."""
         self.skips, last = False, self.layers[-1]
@@ -189,7 +185,7 @@ class Walk:
         self.layer = len(self.layers) - 1
         found, given = self._with_layer(0, [self.layers[-2]])
         self._before[0] = found[self.layers[-2]][1]
-        self._form = None if isinstance(self._before[0], Tensor) else len(self._before[0])
+        self._form = form_of(self._before[0])
         whole, self.skips = leaving(given), True
         short = leaving(self._run(0, last, output_of))
         self.layer, self._before[0] = 0, None

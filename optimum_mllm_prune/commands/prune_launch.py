@@ -32,8 +32,8 @@ def begin_launch(args: Namespace) -> None:
 
 def refuse_idle_processes(args: Namespace, config: PruningConfig, sizes_only: bool) -> None:
     """Raise UserInputError where several processes have no calibration to share."""
-    scored = not (args.plan or args.scores or sizes_only) and metric_of(config.importance, config.method).needs
-    if launch().num_processes > 1 and scored in (False, "weights"):
+    by_weights = metric_of(config.importance, config.method).needs == "weights"
+    if launch().num_processes > 1 and (args.plan or args.scores or sizes_only or by_weights):
         raise UserInputError(
             "several processes share calibration rows, and none are read: start without accelerate launch."
         )
