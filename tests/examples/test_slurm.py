@@ -11,7 +11,7 @@ from checkpoint import tiny_llava
 
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "slurm" / "prune.sbatch"
-STAND_INS = {"scontrol": "echo localhost\necho other\n", "srun": 'SLURM_NODEID=0 exec "$@"\n'}
+STAND_INS = {"scontrol": "echo localhost\nsleep 0.2\necho other\n", "srun": 'SLURM_NODEID=0 exec "$@"\n'}
 
 
 def free_port():
