@@ -22,4 +22,4 @@ class Earlier:
     def of_both(self, then: PruningPlan, after: int) -> tuple[PruningPlan, Backbone, int]:
         """The plan of both, the backbone it is of, and the bytes of the base model, `after` those that are left."""
         plan = self.told(then)
-        return plan, self.backbone, round(after * plan.parameters["before"] / plan.parameters["after"])
+        return plan, self.backbone, round(after / plan.left)

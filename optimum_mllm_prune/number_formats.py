@@ -54,6 +54,7 @@ def load_to_work_on(
     device: str | None,
     device_map: Any,
     max_memory: int | str | None,
+    quantization: str | None = None,
     **hub: Any,
 ) -> tuple[PreTrainedModel, torch.dtype | None]:
     """A model in the format to compute in, and the format to save in where that is another one; see `load_model`.
@@ -66,20 +67,24 @@ def load_to_work_on(
         device_map: how it is spread instead.
         max_memory: bytes, or a size such as "6GB", that may be taken; where weights take more, decoder layers stay on
             disk until they run.
+        quantization: "8bit" or "4bit" to look at it only, as in `load_model`.
         hub: as for `load_model`.
 
     Raises:
-        UserInputError: device_map and max_memory are both given, the memory is too little, or as in `load_model`.
+        UserInputError: max_memory is given together with device_map or quantization, the memory is too little, or as
+            in `load_model`.
     """
     check_device(device)
     max_memory = parse_size(max_memory) if isinstance(max_memory, str) else max_memory
     if device_map is not None and max_memory is not None:
         raise UserInputError("device_map and max_memory both say what is in memory: give one of them.")
+    if quantization is not None and max_memory is not None:
+        raise UserInputError("a quantized model is whole in memory: leave max_memory or quantization out.")
     working = working_dtype(config, device, device_map) if dtype == "auto" else dtype
-    if device_map is None:
+    if device_map is None and quantization is None:
         working, device_map = _placed(config, max_memory, working, dtype == "auto", device or first_device())
         device = device if device_map is None else None
-    model = load_model(model_id, config, working, device, device_map, **hub)
+    model = load_model(model_id, config, working, device, device_map, quantization, **hub)
     return model, None if working == dtype else saved_dtype(config)
 
 

@@ -2,21 +2,18 @@
 
 from collections.abc import Iterable
 
-import psutil
 import torch
-from accelerate.utils import get_max_memory
 from torch import nn
 from transformers import PreTrainedConfig
 
 from .backbone import Backbone, model_class_of
 from .backbone.skeleton import count_parameters, skeleton
 from .errors import UserInputError
+from .memory import SHARE, free_bytes, taken_bytes
 from .planning.byte_sizes import in_gigabytes
 from .planning.footprint import weight_bytes
 
 
-# Of the memory that is there, what weights may take: the rest is for activations and sums.
-SHARE = 0.8
 DISK = "disk"
 
 
@@ -34,7 +31,7 @@ def layers_on_disk(
     Raises:
         UserInputError: not even one layer fits beside what must be loaded.
     """
-    free = _free(device) if max_memory is None else max_memory - _taken(device)
+    free = free_bytes(device) if max_memory is None else max_memory - taken_bytes(device)
     model = skeleton(model_class_of(config), config)
     if _bytes([model], dtype) <= SHARE * free:
         return None
@@ -63,14 +60,3 @@ def _others(model: nn.Module, prefix: str) -> Iterable[str]:
 
 def _bytes(modules: Iterable[nn.Module], dtype: torch.dtype) -> int:
     return weight_bytes(count_parameters(*modules), dtype)
-
-
-def _free(device: str) -> int:
-    if torch.device(device).type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return get_max_memory()["cpu"]
-
-
-def _taken(device: str) -> int:
-    """What of the limit is taken already: on the CPU the interpreter and its libraries."""
-    return psutil.Process().memory_info().rss if torch.device(device).type == "cpu" else 0

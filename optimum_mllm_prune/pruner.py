@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
-from .backbone import Backbone, is_offloaded
+from .backbone import Backbone, is_offloaded, refuse_quantized
 from .calibration.processors import load_processor
 from .checkpoint import (
     PruningReport,
@@ -89,6 +89,7 @@ class MLLMPruner:
         device: str | None = None,
         device_map: Any = None,
         max_memory: int | str | None = None,
+        quantization: str | None = None,
         revision: str | None = None,
         token: str | None = None,
         cache_dir: str | None = None,
@@ -99,10 +100,10 @@ class MLLMPruner:
             model_id: Hub id or local folder.
             dtype: number format of the weights; "auto" as saved, on a CPU that is slow with it float32 until they are
                 saved.
-            device: where to put the whole model; by default the first GPU, else the CPU.
-            device_map: how to spread it instead, as in transformers.
+            device, device_map: where to put it whole, by default on the first GPU, else the CPU; or how to spread it.
             max_memory: bytes, or "6GB", that may be taken; by default what is free. Of a model that is larger, layers
                 stay on disk until they run, and are pruned there.
+            quantization: "8bit" or "4bit": held so by bitsandbytes, it can be scored and planned for, not pruned.
             revision, token, cache_dir: branch, tag or commit; for a private or gated model; folder of downloads.
 
         Raises:
@@ -112,9 +113,9 @@ class MLLMPruner:
         with timings.of("load"):
             config, processor = load_config(model_id, **hub), load_processor(model_id, **hub)
             commit, license = commit_of(model_id, **hub), license_of(model_id, **hub)
-            model, saved = load_to_work_on(model_id, config, dtype, device, device_map, max_memory, **hub)
-            pruner = cls(model, processor, model_id, commit, license)
-        pruner.timings, pruner._saved_dtype = timings, saved
+            loaded = load_to_work_on(model_id, config, dtype, device, device_map, max_memory, quantization, **hub)
+            pruner = cls(loaded[0], processor, model_id, commit, license)
+        pruner.timings, pruner._saved_dtype = timings, loaded[1]
         return pruner
 
     def backbone(self, head_unit: str = "auto") -> Backbone:
@@ -180,8 +181,7 @@ class MLLMPruner:
 
     def bytes_after(self, plan: PruningPlan) -> int:
         """Bytes that the weights will take once `plan` is carried out."""
-        left = plan.parameters["after"] / plan.parameters["before"]
-        return round(left * weight_bytes(self.model, self._saved_dtype))
+        return round(plan.left * weight_bytes(self.model, self._saved_dtype))
 
     def prune(self, plan: PruningPlan | PruningConfig, dataset: Any = None) -> PreTrainedModel:
         """Remove what the plan says and return the pruned model, which is also `self.model` from then on.
@@ -194,6 +194,7 @@ class MLLMPruner:
             UserInputError: the plan does not fit the model, or as in `plan`.
         """
         self._refuse_pruned()
+        refuse_quantized(self.model)
         plan = self.check(self.plan(plan, dataset) if isinstance(plan, PruningConfig) else plan)
         rows = rows_to_repair(plan, self.processor, dataset, is_offloaded(self.model))
         original, backbone = self.model, self._backbone_for(plan)

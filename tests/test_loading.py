@@ -6,7 +6,7 @@ import pytest
 import torch
 from checkpoint import tiny_llava
 
-from optimum_mllm_prune import UserInputError
+from optimum_mllm_prune import MLLMPruner, PruningConfig, UserInputError
 from optimum_mllm_prune.loading import check_device, load_config, load_model, public_name
 
 
@@ -105,6 +105,62 @@ class TestQuantized:
         with torch.no_grad():
             few, all_bits = (torch.log_softmax(m(input_ids=tokens).logits.float(), -1) for m in (model, whole))
         assert 0 < (few - all_bits).abs().max() < 0.1 * all_bits.abs().max()
+
+    @pytest.mark.parametrize(
+        ("method", "importance", "bits"),
+        [("width", "taylor_group", "8bit"), ("width", "taylor_group", "4bit"), ("layer", "block_influence", "4bit")],
+    )
+    def test_scores_are_near_those_of_the_whole_model(self, method, importance, bits, tmp_path):
+        folder = str(tiny_llava.save_model(tmp_path / "llava"))
+        config = PruningConfig(method=method, importance=importance, num_samples=4)
+        rows = tiny_llava.rows()
+        few, whole = (
+            MLLMPruner.from_pretrained(folder, "float32", "cpu", quantization=quantization).score(config, rows)
+            for quantization in (bits, None)
+        )
+        assert few.model == whole.model
+        for kind, scores in whole.tensors.items():
+            both = torch.stack([few.tensors[kind].flatten(), scores.flatten()])
+            assert not torch.equal(*both)
+            assert torch.corrcoef(both)[0, 1] > (0.99 if bits == "8bit" else 0.8), kind
+
+    @pytest.mark.parametrize(
+        ("wish", "told"),
+        [
+            (
+                {"importance": "wanda", "ratio": 0.2},
+                "importance 'wanda' looks at weights, which this model holds in a few bits: use one of taylor_group, "
+                "activation, or load it without a quantization.",
+            ),
+            (
+                {"importance": "magnitude", "num_layers": 1},
+                "importance 'magnitude' looks at weights, which this model holds in a few bits: use one of "
+                "block_influence, angular, loss, or load it without a quantization.",
+            ),
+            (
+                {"importance": "activation", "ratio": 0.2, "method": "hidden"},
+                "the hidden size cannot be scored on a quantized model: load it without a quantization.",
+            ),
+        ],
+    )
+    def test_what_looks_at_weights_is_refused(self, wish, told, tmp_path):
+        folder = str(tiny_llava.save_model(tmp_path / "llava"))
+        pruner = MLLMPruner.from_pretrained(folder, device="cpu", quantization="8bit")
+        assert reason_of(lambda: pruner.score(PruningConfig(**wish), tiny_llava.rows())) == told
+
+    def test_it_is_not_pruned(self, tmp_path):
+        folder = str(tiny_llava.save_model(tmp_path / "llava"))
+        pruner = MLLMPruner.from_pretrained(folder, device="cpu", quantization="8bit")
+        plan = pruner.plan(PruningConfig(num_layers=1, num_samples=2), tiny_llava.rows())
+        assert reason_of(lambda: pruner.prune(plan)) == (
+            "a quantized model can be scored, and not pruned: save the plan, and carry it out on the model without a "
+            "quantization."
+        )
+
+    def test_a_limit_of_memory(self, tmp_path):
+        folder = str(tiny_llava.save_model(tmp_path / "llava"))
+        line = reason_of(lambda: MLLMPruner.from_pretrained(folder, max_memory="6GB", quantization="8bit"))
+        assert line == "a quantized model is whole in memory: leave max_memory or quantization out."
 
     def test_an_unknown_number_of_bits(self, tmp_path):
         folder = str(tiny_llava.save_model(tmp_path / "llava"))

@@ -3,21 +3,32 @@
 import json
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import patch
 
 import psutil
 import pytest
 import scenes
 import torch
 from families import FAMILIES
+from importance.naive import batch_of
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from optimum_mllm_prune import MLLMPruner, PruningConfig, UserInputError
-from optimum_mllm_prune.backbone import Backbone, in_memory, is_offloaded, model_class_of, weight_of
+from optimum_mllm_prune.backbone import Backbone, in_memory, is_offloaded, model_class_of, weight_of, with_layouts
 from optimum_mllm_prune.backbone.skeleton import count_parameters, skeleton
+from optimum_mllm_prune.calibration import progress, shelf, walk
+from optimum_mllm_prune.calibration.engine import run_calibration
+from optimum_mllm_prune.calibration.layerwise import run_layer_by_layer
+from optimum_mllm_prune.calibration.progress import Progress
 from optimum_mllm_prune.calibration.row_forms import normalize_row
+from optimum_mllm_prune.calibration.walk import Walk
+from optimum_mllm_prune.importance.observer import Subject
+from optimum_mllm_prune.importance.registry import METRICS
 from optimum_mllm_prune.loading import load_model
-from optimum_mllm_prune.placement import SHARE, layers_on_disk
+from optimum_mllm_prune.memory import SHARE
+from optimum_mllm_prune.placement import layers_on_disk
 
 
 DIGITS = Path(__file__).parents[1] / "examples" / "digit_scenes" / "llava"
@@ -81,18 +92,113 @@ def test_it_computes_what_the_whole_model_does(family, tmp_path):
         ("width", "wanda"),
         ("width", "fluctuation"),
         ("width", "reconstruction"),
+        ("width", "taylor"),
+        ("width", "taylor_group"),
+        ("width", "taylor_second"),
         ("width", "magnitude_l1"),
         ("layer", "magnitude"),
     ],
 )
 def test_scores_are_those_of_the_whole_model(method, importance, digits):
-    config = PruningConfig(method=method, importance=importance, num_samples=6, batch_size=4)
+    size = 1 if importance == "taylor_second" else 4
+    config = PruningConfig(method=method, importance=importance, num_samples=6, batch_size=size)
     whole, layerwise = (made.score(config, rows()) for made in (pruner(), pruner(digits)))
     assert whole.tensors.keys() == layerwise.tensors.keys()
     for kind, scores in whole.tensors.items():
         # Errors of a refit magnify what rounding changes in the sums.
         near = 1e-3 if importance == "reconstruction" else 1e-5
         assert torch.allclose(layerwise.tensors[kind], scores, rtol=near, atol=near * scores.abs().max()), kind
+
+
+@pytest.mark.parametrize("importance", ["taylor", "taylor_group"])
+@pytest.mark.parametrize("family", ["llava_llama_gqa", "llava_phi3", "qwen3_vl", "gemma3"])
+def test_gradients_of_every_architecture_are_those_of_the_whole_model(family, importance, tmp_path):
+    whole = FAMILIES[family].build()
+    whole.save_pretrained(tmp_path / "model")
+    lazily = load_model(str(tmp_path / "model"), whole.config, device_map=on_disk(whole.config))
+    flags = {name: parameter.requires_grad for name, parameter in lazily.named_parameters()}
+    expected, found = (_sums(model, importance, family) for model in (whole, lazily))
+    for kind, sums in expected.items():
+        assert sums.abs().max() > 0
+        assert torch.allclose(found[kind], sums, rtol=1e-4, atol=1e-5 * sums.abs().max()), kind
+    assert {name: parameter.requires_grad for name, parameter in lazily.named_parameters()} == flags
+    assert all(parameter.grad is None for parameter in lazily.parameters())
+
+
+def _sums(model, importance, family):
+    """What a gradient metric finds on two batches of the family's inputs."""
+    backbone = Backbone.of(model)
+    groups = tuple(with_layouts(group, FAMILIES[family].build()) for group in backbone.groups()[0])
+    subject = Subject(model, backbone.layers_prefix, groups, seed=0)
+    observer = METRICS[importance]["width"].create(subject)
+    batches = [batch_of(family, model.config)] * 2
+    if is_offloaded(model):
+        run_layer_by_layer(model, batches, [observer], subject.layers, Progress())
+    else:
+        run_calibration(model, batches, [observer], subject.layers, backward=True)
+    return observer.scores()
+
+
+def test_gradients_that_need_more_than_the_layer_before_are_refused(tmp_path):
+    whole = FAMILIES["mllama"].build()
+    whole.save_pretrained(tmp_path / "model")
+    lazily = load_model(str(tmp_path / "model"), whole.config, device_map=on_disk(whole.config))
+    layers = lazily.get_submodule(Backbone.of(lazily).layers_prefix)
+    with patch.object(Walk, "_can_skip", lambda self: False), pytest.raises(UserInputError) as told:
+        observer = SimpleNamespace(backward=True)
+        run_layer_by_layer(lazily, [batch_of("mllama", whole.config)], [observer], layers, Progress())
+    assert str(told.value) == (
+        "gradients of a model with offloaded weights need decoder layers that look at nothing but the one before: "
+        "load the whole model, or choose an importance without gradients."
+    )
+
+
+@pytest.mark.parametrize("importance", ["block_influence", "taylor"])
+def test_what_has_no_room_waits_on_disk(importance, digits, monkeypatch):
+    config = PruningConfig(method="layer" if importance == "block_influence" else "width", importance=importance)
+    config.num_samples, config.batch_size = 6, 2
+    inside = pruner(digits).score(config, rows())
+    written, put = [], shelf.offload_weight
+    monkeypatch.setattr(
+        shelf, "offload_weight", lambda tensor, name, *rest: written.append(name) or put(tensor, name, *rest)
+    )
+    monkeypatch.setattr(walk, "room_for_streams", lambda *_: 0)
+    outside = pruner(digits).score(config, rows())
+    assert len([name for name in written if name.startswith("into layer 2 ")]) == 3
+    assert all(torch.equal(scores, outside.tensors[kind]) for kind, scores in inside.tensors.items())
+
+
+@pytest.mark.parametrize("importance", ["taylor", "taylor_group", "taylor_second"])
+def test_gradients_that_were_broken_off_go_on(importance, digits, tmp_path, monkeypatch):
+    config = PruningConfig(method="width", importance=importance, num_samples=4)
+    expected = pruner(digits).score(config, rows())
+    monkeypatch.setattr(progress, "EVERY", 0.0)
+    made, differentiable, runs = pruner(digits), walk.Walk.differentiable, []
+
+    def broken_off(self, number):
+        runs.append(self.layer)
+        if self.layer == 2:
+            raise KeyboardInterrupt
+        return differentiable(self, number)
+
+    monkeypatch.setattr(walk.Walk, "differentiable", broken_off)
+    made.resume_file = tmp_path / "calibration"
+    with pytest.raises(KeyboardInterrupt):
+        made.score(config, rows())
+    assert made.resume_file.is_file()
+    last = len(made.model.get_submodule(made.backbone().layers_prefix)) - 1
+    assert max(runs) == last
+
+    monkeypatch.setattr(
+        walk.Walk, "differentiable", lambda self, n: runs.append(self.layer) or differentiable(self, n)
+    )
+    runs.clear()
+    again = pruner(digits)
+    again.resume_file = tmp_path / "calibration"
+    found = again.score(config, rows())
+    assert max(runs) == 2
+    for kind, scores in expected.tensors.items():
+        torch.testing.assert_close(found.tensors[kind], scores, equal_nan=True)
 
 
 def test_every_layer_is_fetched_once(digits, monkeypatch):
@@ -186,9 +292,10 @@ def test_memory_that_not_even_one_layer_fits_in():
     ("config", "message"),
     [
         (
-            PruningConfig(importance="taylor"),
-            "importance 'taylor' needs all weights in memory, and some are offloaded: use one of activation, wanda, "
-            "fluctuation, reconstruction, magnitude_l1, magnitude_l2, random, or load the whole model.",
+            PruningConfig(importance="taylor_mixed"),
+            "importance 'taylor_mixed' needs all weights in memory, and some are offloaded: use one of taylor, "
+            "taylor_second, taylor_group, activation, wanda, fluctuation, reconstruction, magnitude_l1, magnitude_l2, "
+            "random, or load the whole model.",
         ),
         (
             PruningConfig(num_layers=2, importance="merge"),
@@ -211,7 +318,7 @@ def test_memory_that_not_even_one_layer_fits_in():
             "on enough GPUs, or with a larger max_memory.",
         ),
     ],
-    ids=["taylor", "merge", "steps", "repair", "hidden"],
+    ids=["taylor_mixed", "merge", "steps", "repair", "hidden"],
 )
 def test_what_needs_all_weights_is_refused(config, message, digits):
     with pytest.raises(UserInputError) as told:

@@ -8,7 +8,15 @@ from .norms import kind_of_norm, scale_gain
 from .text_config import ConfigRejectedError, NotExpressibleError
 from .twin import TWIN_OF
 from .units import Axis, Group, Segment, Site
-from .weights import in_memory, is_offloaded, refuse_offloaded, refuse_offloaded_outside, weight_of
+from .weights import (
+    in_memory,
+    is_offloaded,
+    is_quantized,
+    refuse_offloaded,
+    refuse_offloaded_outside,
+    refuse_quantized,
+    weight_of,
+)
 
 
 __all__ = [
@@ -24,11 +32,13 @@ __all__ = [
     "Sizes",
     "in_memory",
     "is_offloaded",
+    "is_quantized",
     "kind_of_norm",
     "model_class_of",
     "plain_tokens",
     "refuse_offloaded",
     "refuse_offloaded_outside",
+    "refuse_quantized",
     "scale_gain",
     "weight_of",
     "with_layouts",

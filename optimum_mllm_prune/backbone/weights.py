@@ -16,6 +16,20 @@ def is_offloaded(model: nn.Module) -> bool:
     return any(parameter.is_meta for parameter in model.parameters())
 
 
+def is_quantized(model: nn.Module) -> bool:
+    """Whether its linear maps are held in a few bits, so that it can be looked at but not changed."""
+    return getattr(model, "hf_quantizer", None) is not None
+
+
+def refuse_quantized(model: PreTrainedModel) -> None:
+    """Raise UserInputError where a model that is to be pruned is quantized."""
+    if is_quantized(model):
+        raise UserInputError(
+            "a quantized model can be scored, and not pruned: save the plan, and carry it out on the model without a "
+            "quantization."
+        )
+
+
 def refuse_offloaded(model: PreTrainedModel, what: str) -> None:
     """Raise UserInputError where some weights are offloaded, which `what` cannot do with."""
     if is_offloaded(model):

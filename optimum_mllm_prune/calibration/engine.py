@@ -22,8 +22,11 @@ FLOAT16_LOSS_SCALE = 8192.0
 class Attachable(Protocol):
     """What the engine asks of an observer."""
 
-    def begin(self, batch: Batch) -> None:
-        """Told of each batch before it runs."""
+    backward: bool
+    """Whether it listens to gradients."""
+
+    def begin(self, batch: Batch, again: bool = False) -> None:
+        """Told of each batch before it runs, and whether it was told of it before."""
 
     def attach(self) -> Sequence[RemovableHandle]:
         """Put the hooks in place."""
@@ -62,7 +65,7 @@ def run_calibration(
     with ExitStack() as stack:
         stack.enter_context(evaluating(model))
         if backward:
-            stack.enter_context(_frozen(model))
+            stack.enter_context(frozen(model))
         if backward and gradient_checkpointing:
             stack.enter_context(_checkpointed(model, layers))
         stack.enter_context(attached(observers))
@@ -88,10 +91,10 @@ def attached(observers: Sequence[Attachable]) -> Iterator[None]:
         yield
 
 
-def begin(observers: Sequence[Attachable], batch: Batch) -> None:
-    """Tell all observers of the batch that runs next."""
+def begin(observers: Sequence[Attachable], batch: Batch, again: bool = False) -> None:
+    """Tell all observers of the batch that runs next, and whether it ran before."""
     for observer in observers:
-        observer.begin(batch)
+        observer.begin(batch, again)
 
 
 def answer_loss(model: PreTrainedModel, batch: Batch) -> Tensor:
@@ -153,15 +156,16 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
+def frozen(model: nn.Module) -> Iterator[None]:
     """No parameter asks for a gradient but those that observers switch on."""
-    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    # By name: a weight that is fetched and let go is another object each time.
+    flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     model.requires_grad_(False)
     try:
         yield
     finally:
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(flags[name])
             parameter.grad = None
 
 

@@ -1,6 +1,5 @@
 """A model walked through layer by layer: what lies before the present layer is computed once and kept."""
 
-import copy
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -9,10 +8,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..backbone.finding import image_encoder
 from ..backbone.weights import in_memory
+from ..memory import room_for_streams
 from .batches import Batch
+from .shelf import Shelf
 from .stream import Form, form_of, formed, leaving, patched, unheard
+from .tower import Tower
 
 
 Look = Callable[[nn.Module, list], Any]
@@ -40,17 +41,19 @@ class Walk:
         model: in eval mode.
         layers: its decoder layers.
         batches: on its device.
+        way_back: keep what entered every layer, and not the present one alone.
     """
 
-    def __init__(self, model: PreTrainedModel, layers: nn.ModuleList, batches: Sequence[Batch]) -> None:
-        self.model, self.layers, self.batches = model, layers, batches
+    def __init__(
+        self, model: PreTrainedModel, layers: nn.ModuleList, batches: Sequence[Batch], way_back: bool = False
+    ) -> None:
+        self.model, self.layers, self.batches, self.way_back = model, layers, batches, way_back
         self.layer = 0
-        self._tower = image_encoder(model)
-        self._features: list[Any] = [None] * len(batches)
-        self._before: list[Any] = [None] * len(batches)
-        # What the present layer gives, of batches that it is known of already.
-        self._ahead: dict[int, Any] = {}
-        self._form: Form = None
+        self.shelf = Shelf(room_for_streams(model, layers[0]))
+        self._tower = Tower(model, self.shelf)
+        self._forms: list[Form] = [None] * len(layers)
+        # Batches of which it is known already what the present layer gives.
+        self._ahead: set[int] = set()
         self.skips = self._can_skip()
 
     def advance(
@@ -65,26 +68,33 @@ class Walk:
         if self.skips or watched or begin:
             # Offloaded weights are fetched once for all batches.
             with in_memory(self.layers[self.layer]):
-                given = [self._given(number, watched or {}, begin) for number in range(len(self.batches))]
-            self._before = given if self.skips else self._before
-        self._ahead = {}
+                for number in range(len(self.batches)):
+                    self._pass_on(number, watched or {}, begin)
+        self._ahead = set()
         self.layer += 1
+
+    def go_back(self) -> None:
+        """Go back to the layer before the present one, where the way back was kept."""
+        self._drop(self.layer)
+        self.layer -= 1
 
     def rewind(self) -> None:
         """Go back to the first layer, as to weights that have changed since; the vision tower is still known."""
-        self.layer, self._before, self._ahead = 0, [None] * len(self.batches), {}
+        for layer in (self.layer, self.layer + 1):
+            self._drop(layer)
+        self.layer, self._ahead = 0, set()
 
     def state(self) -> dict[str, Tensor]:
         """Where the walk is and what the layer before the present one gave: a new walk of the same can go on there."""
-        given = {f"stream {n}": leaving(output) for n, output in enumerate(self._before) if output is not None}
+        given = {f"stream {n}": self.stream(n) for n in range(len(self.batches)) if self.skips and self.layer}
         return {"layer": torch.tensor(self.layer)} | given
 
     def go_on(self, state: Mapping[str, Tensor]) -> None:
         """Be where another walk was; where layers cannot be skipped, that takes nothing but their number."""
         self.layer = int(state["layer"])
         if self.skips:
-            streams = (state[f"stream {n}"].to(self.model.device) for n in range(len(self.batches)))
-            self._before = [formed(stream, self._form) for stream in streams]
+            for number in range(len(self.batches)):
+                self.shelf.put(_stream(self.layer, number), state[f"stream {number}"].to(self.model.device))
 
     def see(self, number: int, module: nn.Module, look: Look) -> Tensor:
         """What a hook sees at a module of the present layer, with one of the batches."""
@@ -103,7 +113,8 @@ class Walk:
         """
         found, layer = self._with_layer(number, modules, whole=on_the_way)
         if on_the_way and self.skips:
-            self._ahead[number] = layer
+            self._keep(self.layer + 1, number, layer)
+            self._ahead.add(number)
         return found
 
     def through(self, number: int, module: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
@@ -114,8 +125,21 @@ class Walk:
     def stream(self, number: int) -> Tensor:
         """What the layer before the present one gives, with one of the batches: (rows, tokens, hidden_size)."""
         if self.skips:
-            return leaving(self._before[number])
+            return self.shelf.get(_stream(self.layer, number))
         return leaving(self._run(number, self.layers[self.layer - 1], output_of))
+
+    def differentiable(self, number: int) -> tuple[Tensor | None, Tensor]:
+        """What the layer before the present one gives, and what the present one makes of it, with its history.
+
+        Args:
+            number: of the batch.
+
+        Returns:
+            A leaf that gathers its gradient, None before the first layer; and the stream, both (rows, tokens,
+            hidden_size).
+        """
+        leaf = self.stream(number).detach().requires_grad_() if self.layer else None
+        return leaf, leaving(self._run(number, self.layers[self.layer], output_of, leaf))
 
     def _with_layer(
         self, number: int, modules: Collection[nn.Module], whole: bool = True
@@ -134,22 +158,34 @@ class Walk:
                 stack.callback(module.register_forward_hook(hook).remove)
             return found, self._run(number, self.layers[self.layer], output_of)
 
-    def _given(self, number: int, watched: Mapping[nn.Module, Watch], begin: Callable[[Batch], None] | None) -> Any:
-        """What the present layer gives, for the next one to start from."""
-        if number in self._ahead and not watched and begin is None:
-            return self._ahead.pop(number)
-        if begin is not None:
-            begin(self.batches[number])
-        with ExitStack() as stack:
-            for module, tell in watched.items():
-                hook = module.register_forward_pre_hook(lambda _, args, tell=tell: tell(number, args[0]))
-                stack.callback(hook.remove)
-            return self._run(number, self.layers[self.layer], output_of)
+    def _pass_on(self, number: int, watched: Mapping[nn.Module, Watch], begin: Callable[[Batch], None] | None) -> None:
+        """Keep what the present layer gives, for the next one to start from."""
+        if number not in self._ahead or watched or begin is not None:
+            if begin is not None:
+                begin(self.batches[number])
+            with ExitStack() as stack:
+                for module, tell in watched.items():
+                    hook = module.register_forward_pre_hook(lambda _, args, tell=tell: tell(number, args[0]))
+                    stack.callback(hook.remove)
+                given = self._run(number, self.layers[self.layer], output_of)
+            if self.skips:
+                self._keep(self.layer + 1, number, given)
+        if not self.way_back:
+            self.shelf.drop(_stream(self.layer, number))
 
-    def _run(self, number: int, module: nn.Module, look: Look) -> Any:
+    def _keep(self, layer: int, number: int, given: Tensor | tuple) -> None:
+        """What enters a layer, in the form in which the layer before it gives it."""
+        self._forms[layer - 1] = form_of(given)
+        self.shelf.put(_stream(layer, number), leaving(given))
+
+    def _drop(self, layer: int) -> None:
+        for number in range(len(self.batches)):
+            self.shelf.drop(_stream(layer, number))
+
+    def _run(self, number: int, module: nn.Module, look: Look, stream: Tensor | None = None) -> Any:
         found: list[Any] = []
         with ExitStack() as stack:
-            stack.enter_context(self.beginning_skipped(number))
+            stack.enter_context(self.beginning_skipped(number, stream))
             stack.callback(look(module, found).remove)
             try:
                 self.model(**self.batches[number].inputs, use_cache=False)
@@ -158,24 +194,22 @@ class Walk:
         raise RuntimeError("the forward pass does not reach the module")
 
     @contextmanager
-    def beginning_skipped(self, number: int) -> Iterator[None]:
-        """Inside, what lies before the present layer gives what it gave with this batch; no cache may be used."""
+    def beginning_skipped(self, number: int, stream: Tensor | None = None) -> Iterator[None]:
+        """Inside, what lies before the present layer gives what it gave with this batch; no cache may be used.
+
+        Args:
+            number: of the batch.
+            stream: what the layer before the present one gives, if not what was kept of it.
+        """
         with ExitStack() as stack:
-            if self._tower is not None:
-                stack.enter_context(patched(self._tower, self._once(number, self._tower.forward)))
-            for layer in self.layers[: self.layer] if self.skips else ():
-                stack.enter_context(patched(layer, lambda *_, **__: self._before[number]))
-                stack.enter_context(unheard(layer))
+            stack.enter_context(self._tower.once(number))
+            if self.skips and self.layer:
+                stream = self.stream(number) if stream is None else stream
+                given = formed(stream, self._forms[self.layer - 1])
+                for layer in self.layers[: self.layer]:
+                    stack.enter_context(patched(layer, lambda *_, **__: given))
+                    stack.enter_context(unheard(layer))
             yield
-
-    def _once(self, number: int, forward: Callable) -> Callable:
-        def tower(*args: Any, **inputs: Any) -> Any:
-            if self._features[number] is None:
-                self._features[number] = forward(*args, **inputs)
-            # Qwen's models write into what their tower gives them.
-            return copy.copy(self._features[number])
-
-        return tower
 
     def _can_skip(self) -> bool:
         """Whether the last layer gives the same with all others skipped."""
@@ -184,12 +218,18 @@ class Walk:
             return False
         self.layer = len(self.layers) - 1
         found, given = self._with_layer(0, [self.layers[-2]])
-        self._before[0] = found[self.layers[-2]][1]
-        self._form = form_of(self._before[0])
-        whole, self.skips = leaving(given), True
+        before, whole = found[self.layers[-2]][1], leaving(given)
+        self._forms = [form_of(before)] * len(self.layers)
+        self._keep(self.layer, 0, before)
+        self.skips = True
         short = leaving(self._run(0, last, output_of))
-        self.layer, self._before[0] = 0, None
+        self._drop(self.layer)
+        self.layer = 0
         return bool((short - whole).abs().max() <= _ROUNDING * whole.abs().max())
+
+
+def _stream(layer: int, number: int) -> str:
+    return f"into layer {layer} {number}"
 
 
 def output_of(module: nn.Module, found: list) -> Any:

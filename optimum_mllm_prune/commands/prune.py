@@ -41,6 +41,9 @@ examples:
         --eval-dataset test_rows --push-to-hub --repo-id me/llava-5b
   a model that is larger than memory, its layers read one after the other:
     optimum-cli mllm-prune --model llava-hf/llava-1.5-7b-hf --max-memory 6GB --method layer --dataset rows
+  scored in 4 bits, for want of memory; then the plan is carried out on the whole model:
+    optimum-cli mllm-prune --model llava-hf/llava-1.5-7b-hf plan --importance taylor_group --dataset rows --dry-run \\
+        --quantization 4bit
   another ratio from the same calibration:
     optimum-cli mllm-prune --model llava-hf/llava-1.5-7b-hf out40 --ratio 0.4 --scores out
   a calibration shared by the GPUs of this machine:
@@ -269,6 +272,12 @@ def _add_loading(parser: ArgumentParser) -> None:
         "--max-memory",
         help="such as 6GB (default: what is free): of a model that does not fit, decoder layers stay on disk until "
         "they run, are scored one after the other, and pruned on the way from file to file",
+    )
+    group.add_argument(
+        "--quantization",
+        choices=["8bit", "4bit"],
+        help="hold the model in so many bits to score it, with --dry-run; the plan is then carried out on the whole "
+        "model (--plan); for taylor_group, activation, block_influence, angular, loss; needs bitsandbytes",
     )
     add_flag(
         group,

@@ -33,7 +33,7 @@ _BELONGS = {
 }
 # What a dry run that reads no data has no use for.
 SIZES_ALONE = ("output", *CALIBRATION, "modality_weights", "seed", "overwrite")
-SIZES_ALONE += ("dtype", "device", "device_map", "max_memory")
+SIZES_ALONE += ("dtype", "device", "device_map", "max_memory", "quantization")
 # What a flag is when it was not given; None where not named.
 DEFAULTS = {
     "method": "auto",
@@ -87,6 +87,10 @@ def refuse_contradictions(args: Namespace) -> None:
     for flag in ("push_to_hub", "recover", "eval_dataset"):
         if args.dry_run and given(args, [flag]):
             raise UserInputError(f"--dry-run writes no model: leave {spelt(flag)} out.")
+    if args.quantization and not args.dry_run:
+        raise UserInputError(
+            "--quantization holds the model to be scored only: add --dry-run, and carry the plan out with --plan."
+        )
     for flag in given(args, ("recover_dataset", "recover_config", "recover_set") if args.recover == "none" else ()):
         raise UserInputError(f"{flag} is only used with --recover: add it, or leave {flag} out.")
     for flag, other in _BELONGS.items():

@@ -23,6 +23,7 @@ def goes_on(args: Namespace) -> bool:
 def loaded(args: Namespace, model: str, hub: dict[str, Any]) -> MLLMPruner:
     """A pruner of a model, placed as the command says."""
     where = {"device": args.device, "device_map": args.device_map, "max_memory": args.max_memory}
+    where["quantization"] = args.quantization
     return MLLMPruner.from_pretrained(model, args.dtype, **where, **hub)
 
 

@@ -33,9 +33,9 @@ class AngularDistance(Observer):
         self.tokens = torch.zeros((), dtype=torch.float64)
         self.entered: list[Tensor] = []
 
-    def begin(self, batch: Batch) -> None:
+    def begin(self, batch: Batch, again: bool = False) -> None:
         """Counts the batch's real tokens."""
-        super().begin(batch)
+        super().begin(batch, again)
         self.tokens += self.real.sum().cpu()
 
     def attach(self) -> Sequence[RemovableHandle]:

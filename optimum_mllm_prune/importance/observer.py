@@ -61,18 +61,25 @@ class Observer(ABC):
         passes: how often it wants to see all batches; its hooks are attached anew for each time.
         joint: whether its accumulators are those of all processes of a launch as soon as a batch is through, and not
             each those of the batches it has seen.
+        backward: whether it listens to gradients.
     """
 
     passes: int = 1
     joint: bool = False
+    backward: bool = False
 
     def __init__(self, subject: Subject) -> None:
         self.subject = subject
         self.modality: Tensor | None = None
         self.real: Tensor | None = None
 
-    def begin(self, batch: Batch) -> None:
-        """Told of each batch before it runs: what its positions (batch, tokens) hold, and which a real token."""
+    def begin(self, batch: Batch, again: bool = False) -> None:
+        """Told of each batch before it runs: what its positions (batch, tokens) hold, and which a real token.
+
+        Args:
+            batch: the batch.
+            again: whether it was told of it before, at another layer.
+        """
         self.modality = batch.modality
         self.real = batch.modality != Modality.PADDING
 

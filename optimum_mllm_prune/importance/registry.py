@@ -36,6 +36,8 @@ class Metric:
         in_a_row: whether layers go as one run of neighbours, scored as a whole.
         by_layer: whether every layer can be looked at apart, all rows at once, so that the weights of no other need
             be in memory.
+        blind_to_weights: whether it looks at what flows through a model alone, so that its linear maps may be held in
+            a few bits.
     """
 
     needs: Needs
@@ -44,6 +46,7 @@ class Metric:
     batch: Literal["all", "one"] | None = None
     in_a_row: bool = False
     by_layer: bool = False
+    blind_to_weights: bool = False
 
     @property
     def weighs_tokens(self) -> bool:
@@ -57,17 +60,17 @@ class Metric:
 
 
 METRICS: dict[str, dict[str, Metric]] = {
-    "block_influence": {"layer": Metric("forward", BlockInfluence, 50, by_layer=True)},
-    "angular": {"layer": Metric("forward", AngularDistance, 50, in_a_row=True)},
-    "loss": {"layer": Metric("rows", AnswerLoss, 10)},
+    "block_influence": {"layer": Metric("forward", BlockInfluence, 50, by_layer=True, blind_to_weights=True)},
+    "angular": {"layer": Metric("forward", AngularDistance, 50, in_a_row=True, blind_to_weights=True)},
+    "loss": {"layer": Metric("rows", AnswerLoss, 10, blind_to_weights=True)},
     "merge": {"layer": Metric("rows", Merging, 10)},
     "magnitude": {"layer": Metric("weights", LayerMagnitude)},
-    "taylor": {"width": Metric("backward", Taylor, 10, batch="all")},
-    "taylor_second": {"width": Metric("backward", TaylorSecond, 10, batch="one")},
+    "taylor": {"width": Metric("backward", Taylor, 10, batch="all", by_layer=True)},
+    "taylor_second": {"width": Metric("backward", TaylorSecond, 10, batch="one", by_layer=True)},
     "taylor_mixed": {"width": Metric("backward", TaylorMixed, 10, batch="one")},
-    "taylor_group": {"width": Metric("backward", TaylorGroup, 10)},
+    "taylor_group": {"width": Metric("backward", TaylorGroup, 10, by_layer=True, blind_to_weights=True)},
     "activation": {
-        "width": Metric("forward", Activation, 50, by_layer=True),
+        "width": Metric("forward", Activation, 50, by_layer=True, blind_to_weights=True),
         "hidden": Metric("forward", HiddenActivation, 50),
     },
     "wanda": {"width": Metric("forward", Wanda, 50, by_layer=True)},

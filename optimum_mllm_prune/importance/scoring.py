@@ -18,7 +18,6 @@ from ..backbone import (
     Group,
     NotExpressibleError,
     is_offloaded,
-    refuse_offloaded,
     refuse_offloaded_outside,
     with_layouts,
 )
@@ -31,8 +30,9 @@ from ..calibration.row_forms import Row
 from ..calibration.rows import load_rows
 from ..errors import UserInputError
 from ..fingerprints import model_fingerprint, processor_fingerprint, value_fingerprint
+from .held import refuse_held_otherwise
 from .observer import ByModality, Observer, Subject
-from .registry import METRICS, Metric, companions, metric_of, metrics_for, scored_as
+from .registry import METRICS, Metric, companions, metric_of, scored_as
 from .runs import RUNS, runs_within
 from .scores import Scores, by_layer
 
@@ -72,13 +72,11 @@ def score(
     """
     scored = scored_as(config.method)
     refuse_offloaded_outside(model, backbone.layers_prefix)
-    _refuse_passes(model, scored, config.importance)
+    refuse_held_otherwise(model, config)
     groups, left_out = _located(model, backbone)
     if scored == "width":
         backbone.without(left_out).width_groups()
     with_hidden = config.shares[1] > 0
-    if with_hidden and scored != "hidden":
-        refuse_offloaded(model, "hidden_share")
     protected = frozenset(backbone.protected_layers) | frozenset(config.protected_layers or ())
     subject = Subject(model, backbone.layers_prefix, tuple(groups), config.seed, protected)
     metrics = {scored: config.importance} | companions(scored, config.importance, with_hidden)
@@ -89,16 +87,6 @@ def score(
     tensors, statistics = _gathered(found, groups, backbone), _kept_apart(observers, groups, backbone)
     scores = Scores(tensors, metrics, backbone.fingerprint, left_out, statistics)
     return scores.weighted(config.modality_weights), calibration
-
-
-def _refuse_passes(model: PreTrainedModel, scored: str, importance: str) -> None:
-    """Raise UserInputError where weights are offloaded that a metric wants to have all at once."""
-    if not METRICS[importance][scored].takes_offloaded and is_offloaded(model):
-        able = [name for name in metrics_for(scored) if METRICS[name][scored].takes_offloaded]
-        raise UserInputError(
-            f"importance '{importance}' needs all weights in memory, and some are offloaded: use one of "
-            f"{', '.join(able)}, or load the whole model."
-        )
 
 
 def _located(model: PreTrainedModel, backbone: Backbone) -> tuple[list[Group], dict[str, str]]:

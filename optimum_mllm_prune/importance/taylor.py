@@ -21,6 +21,7 @@ from .observer import Block, ByModality, Observer, Statistics, Subject, apart, b
 class _OfTheAnswerLoss(Observer):
     """Sums over batches, each weighted by its answer tokens, so that every answer token counts the same."""
 
+    backward = True
     sums: dict[str, Tensor]
 
     def __init__(self, subject: Subject) -> None:
@@ -28,11 +29,11 @@ class _OfTheAnswerLoss(Observer):
         self.weight = 0.0
         self.total = torch.zeros((), dtype=torch.float64)
 
-    def begin(self, batch: Batch) -> None:
+    def begin(self, batch: Batch, again: bool = False) -> None:
         """Counts the batch's answer tokens."""
-        super().begin(batch)
+        super().begin(batch, again)
         self.weight = batch.answer_tokens
-        self.total += self.weight
+        self.total += 0 if again else self.weight
 
     def accumulators(self) -> Iterable[Tensor]:
         """Of all kinds, and their weight."""
@@ -64,12 +65,12 @@ class Taylor(_OfTheAnswerLoss):
         self.sums = zeros(subject, per_column=False, shape=())
         self.own = 1.0
 
-    def begin(self, batch: Batch) -> None:
+    def begin(self, batch: Batch, again: bool = False) -> None:
         """Counts the answer tokens of the whole batch, of which this process may see a part."""
-        Observer.begin(self, batch)
+        Observer.begin(self, batch, again)
         self.weight = total(batch.answer_tokens)
         self.own = batch.answer_tokens / max(self.weight, 1.0)
-        self.total += self.weight
+        self.total += 0 if again else self.weight
 
     def attach(self) -> Sequence[RemovableHandle]:
         """One hook on every parameter that belongs to a unit; those parameters start to require gradients."""
@@ -100,11 +101,16 @@ def _of_all(gradient: Tensor, share: float) -> Tensor:
 def hook_weights(
     subject: Subject, some: Iterable[Block], reduce: Callable[[str, int, Axis], Callable[[Tensor], None]]
 ) -> list[RemovableHandle]:
-    """Let the weights of some blocks require gradients, and call what `reduce` gives with each that has its own."""
+    """Let the weights of some blocks require gradients, and call what `reduce` gives with each that has its own.
+
+    Offloaded weights are left out, unless they are in memory just now.
+    """
     handles = []
     for kind, index, site in some:
         for axis in site.axes:
             weight = subject.model.get_parameter(axis.tensor)
+            if weight.is_meta:
+                continue
             weight.requires_grad_(True)
             handles.append(weight.register_post_accumulate_grad_hook(reduce(kind, index, axis)))
     return handles

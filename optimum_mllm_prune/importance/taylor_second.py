@@ -24,15 +24,17 @@ class TaylorSecond(Observer):
     As with `Taylor`, each gradient is reduced to its units' sums and freed as soon as it is complete.
     """
 
+    backward = True
+
     def __init__(self, subject: Subject) -> None:
         super().__init__(subject)
         self.rows = torch.zeros((), dtype=torch.float64)
         self.sums = zeros(subject, per_column=False, shape=())
 
-    def begin(self, batch: Batch) -> None:
+    def begin(self, batch: Batch, again: bool = False) -> None:
         """Counts the batch, which stands for one row."""
-        super().begin(batch)
-        self.rows += 1
+        super().begin(batch, again)
+        self.rows += 0 if again else 1
 
     def accumulators(self) -> Iterable[Tensor]:
         """Of all kinds, and the number of rows."""
@@ -68,6 +70,7 @@ class TaylorMixed(Observer):
     rows with equally long answers.
     """
 
+    backward = True
     joint = True
 
     def __init__(self, subject: Subject) -> None:
@@ -80,9 +83,9 @@ class TaylorMixed(Observer):
         self.sums = zeros(subject, per_column=False, shape=())
         self.done = torch.zeros((), dtype=torch.float64)
 
-    def begin(self, batch: Batch) -> None:
+    def begin(self, batch: Batch, again: bool = False) -> None:
         """Counts the batch, which stands for one row."""
-        super().begin(batch)
+        super().begin(batch, again)
         self.rows += 1
 
     def accumulators(self) -> Iterable[Tensor]:

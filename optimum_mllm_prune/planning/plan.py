@@ -163,6 +163,11 @@ class PruningPlan:
         )
 
     @property
+    def left(self) -> float:
+        """Share of the model's parameters that stays."""
+        return self.parameters["after"] / self.parameters["before"]
+
+    @property
     def merges(self) -> bool:
         """Whether the layers that go are merged into layers that stay."""
         return bool(self.config) and PruningConfig.from_dict(self.config).merges

@@ -94,7 +94,7 @@ def test_both_spellings_say_the_same(parser):
 
 def test_the_examples_are_understood(parser):
     lines = re.findall(r"^    optimum-cli mllm-prune (.+)$", EXAMPLES.replace("\\\n", ""), re.MULTILINE)
-    assert len(lines) == 11
+    assert len(lines) == 12
     for line in lines:
         assert parser.parse_args(line.split()).model == "llava-hf/llava-1.5-7b-hf"
 

@@ -10,7 +10,7 @@ from optimum_mllm_prune import placement
 @pytest.fixture
 def nothing_taken(monkeypatch):
     """Only the weights count: the interpreter alone takes many times what these small models do."""
-    monkeypatch.setattr(placement, "_taken", lambda device: 0)
+    monkeypatch.setattr(placement, "taken_bytes", lambda device: 0)
 
 
 def test_it_is_pruned_from_disk(command, llava, rows, cwd, nothing_taken, caplog):

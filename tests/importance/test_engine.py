@@ -88,7 +88,7 @@ class Listening:
     def __init__(self, model):
         self.model, self.batches, self.training, self.ended = model, [], [], 0
 
-    def begin(self, batch):
+    def begin(self, batch, again=False):
         self.batches.append(batch)
 
     def end(self):
