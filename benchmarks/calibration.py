@@ -16,11 +16,13 @@ import time
 from collections.abc import Callable
 
 import torch
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, PreTrainedModel
+from random_models import random_model, text_batch
+from transformers import PreTrainedModel
 
 from optimum_mllm_prune.backbone import Backbone, with_layouts
-from optimum_mllm_prune.calibration.batches import Batch, Modality
+from optimum_mllm_prune.calibration.batches import Batch
 from optimum_mllm_prune.calibration.engine import answer_loss, evaluating, run_calibration
+from optimum_mllm_prune.calibration.progress import Progress
 from optimum_mllm_prune.checkpoint import peak_memory
 from optimum_mllm_prune.importance import METRICS, Subject
 
@@ -36,25 +38,6 @@ METHODS = {
 FLOORS = {"forward": "forward", "forward and backward": "forward and backward", "naive taylor": "forward and backward"}
 FLOORS |= dict.fromkeys(("block_influence", "activation", "wanda", "reconstruction"), "forward")
 FLOORS |= dict.fromkeys(("taylor_group", "taylor"), "forward and backward")
-
-
-def model_and_batch(layers: int, width: int, rows: int, tokens: int) -> tuple[PreTrainedModel, Batch]:
-    """A random LLaVA in fp32 and a batch of text whose second half is the answer."""
-    torch.manual_seed(0)
-    text = LlamaConfig(
-        vocab_size=8000,
-        hidden_size=width,
-        intermediate_size=width * 11 // 4,
-        num_hidden_layers=layers,
-        num_attention_heads=width // 64,
-    )
-    vision = CLIPVisionConfig(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2)
-    model = LlavaForConditionalGeneration(LlavaConfig(text_config=text, vision_config=vision, image_token_index=7999))
-    ids = torch.randint(0, 7000, (rows, tokens))
-    labels = ids.clone()
-    labels[:, : tokens // 2] = -100
-    modality = torch.where(labels == -100, Modality.PROMPT, Modality.ANSWER).to(torch.int8)
-    return model.eval(), Batch({"input_ids": ids, "attention_mask": torch.ones_like(ids)}, labels, modality)
 
 
 def runner(name: str, model: PreTrainedModel, batch: Batch) -> Callable[[], None]:
@@ -74,7 +57,7 @@ def runner(name: str, model: PreTrainedModel, batch: Batch) -> Callable[[], None
         observer = metric.create(subject)
         if metric.needs == "rows":
             with evaluating(model), torch.no_grad():
-                observer.run([batch])
+                observer.run([batch], Progress())
             observer.scores()
             return
         layers, backward = subject.layers, metric.needs == "backward"
@@ -87,7 +70,7 @@ def runner(name: str, model: PreTrainedModel, batch: Batch) -> Callable[[], None
 def measure(name: str, args: argparse.Namespace) -> None:
     """Print seconds of each repeat and the peak above the loaded model."""
     torch.set_num_threads(args.threads)
-    model, batch = model_and_batch(args.layers, args.width, args.rows, args.tokens)
+    model, batch = random_model(args.layers, args.width), text_batch(args.rows, args.tokens)
     backbone_bytes = 4 * Backbone.of(model).backbone_parameters
     run = runner(name, model, batch)
     loaded = peak_memory()["cpu"]

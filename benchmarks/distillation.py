@@ -20,12 +20,13 @@ import time
 from collections.abc import Callable
 
 import torch
+from random_models import random_model, text_batch
 from torch import Tensor
 from torch.nn import functional
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, PreTrainedModel
+from transformers import PreTrainedModel
 
 from optimum_mllm_prune.backbone import Backbone
-from optimum_mllm_prune.calibration.batches import Batch, Modality
+from optimum_mllm_prune.calibration.batches import Batch
 from optimum_mllm_prune.checkpoint import peak_memory
 from optimum_mllm_prune.recovery.objective import BatchObjective
 from optimum_mllm_prune.recovery.recipe import Recipe, loss_weights
@@ -36,29 +37,6 @@ from optimum_mllm_prune.recovery.tokens import counts
 
 RECIPE = Recipe(loss_weights("sft+hidden+kd"))
 STUDENT_SHARE = 0.75
-
-
-def build(vocabulary: int, layers: int, width: int) -> PreTrainedModel:
-    """A random LLaVA in fp32."""
-    text = LlamaConfig(
-        vocab_size=vocabulary,
-        hidden_size=width,
-        intermediate_size=width * 11 // 4,
-        num_hidden_layers=layers,
-        num_attention_heads=width // 64,
-    )
-    vision = CLIPVisionConfig(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2)
-    config = LlavaConfig(text_config=text, vision_config=vision, image_token_index=vocabulary - 1)
-    return LlavaForConditionalGeneration(config)
-
-
-def build_batch(rows: int, tokens: int) -> Batch:
-    """Text whose second half is the answer."""
-    ids = torch.randint(0, 30000, (rows, tokens))
-    labels = ids.clone()
-    labels[:, : tokens // 2] = -100
-    modality = torch.where(labels == -100, Modality.PROMPT, Modality.ANSWER).to(torch.int8)
-    return Batch({"input_ids": ids, "attention_mask": torch.ones_like(ids)}, labels, modality)
 
 
 def ours(student: PreTrainedModel, teacher: PreTrainedModel, batch: Batch) -> Callable[[], float]:
@@ -124,10 +102,9 @@ VARIANTS = {"floor": floor, "naive": naive, "ours": ours}
 def measure(name: str, vocabulary: int, args: argparse.Namespace) -> None:
     """Print the loss, the seconds of each repeat and the peak above the loaded models."""
     torch.set_num_threads(args.threads)
-    torch.manual_seed(0)
-    teacher = build(vocabulary, args.layers, args.width).eval().requires_grad_(False)
-    student = build(vocabulary, round(STUDENT_SHARE * args.layers), args.width)
-    batch = build_batch(args.rows, args.tokens)
+    teacher = random_model(args.layers, args.width, vocabulary).requires_grad_(False)
+    student = random_model(round(STUDENT_SHARE * args.layers), args.width, vocabulary).train()
+    batch = text_batch(args.rows, args.tokens, vocabulary)
     step = VARIANTS[name](student, teacher, batch)
     loaded = peak_memory()["cpu"]
     seconds = []

@@ -14,57 +14,11 @@ import tempfile
 from pathlib import Path
 
 import torch
-from transformers import (
-    AutoProcessor,
-    CLIPVisionConfig,
-    LlamaConfig,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    PreTrainedModel,
-    ProcessorMixin,
-)
+from random_models import adapted_processor, random_model
+from transformers import PreTrainedModel
 
 from optimum_mllm_prune import MLLMPruner, PruningConfig
 from optimum_mllm_prune.evaluation.efficiency import Loaded, markdown_table, measure_efficiency, plot_memory
-
-
-PROCESSOR = Path(__file__).parents[1] / "examples" / "digit_scenes" / "llava"
-SIDE, PATCH = 112, 14
-
-
-def adapted_processor() -> ProcessorMixin:
-    """The processor of the example, for images of 64 patches."""
-    processor = AutoProcessor.from_pretrained(PROCESSOR)
-    processor.image_processor.size = processor.image_processor.crop_size = {"height": SIDE, "width": SIDE}
-    processor.patch_size = PATCH
-    return processor
-
-
-def random_model(processor: ProcessorMixin, layers: int, width: int) -> PreTrainedModel:
-    """A LLaVA in fp32: MLPs 2.75 times as wide as its hidden states, 8192 tokens, a small vision tower."""
-    torch.manual_seed(0)
-    text = LlamaConfig(
-        vocab_size=8192,
-        hidden_size=width,
-        intermediate_size=width * 11 // 4,
-        num_hidden_layers=layers,
-        num_attention_heads=width // 64,
-    )
-    vision = CLIPVisionConfig(
-        hidden_size=128,
-        intermediate_size=512,
-        num_hidden_layers=4,
-        num_attention_heads=2,
-        image_size=SIDE,
-        patch_size=PATCH,
-    )
-    config = LlavaConfig(
-        text_config=text,
-        vision_config=vision,
-        image_token_index=processor.image_token_id,
-        pad_token_id=processor.tokenizer.pad_token_id,
-    )
-    return LlavaForConditionalGeneration(config).eval()
 
 
 def pruned(model: PreTrainedModel, config: PruningConfig) -> PreTrainedModel:
@@ -89,8 +43,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="file for all figures")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    processor = adapted_processor()
-    model = random_model(processor, args.layers, args.width)
+    processor, model = adapted_processor(), random_model(args.layers, args.width)
     width = PruningConfig(method="width", ratio=args.ratio, importance="magnitude_l2", channel_multiple=64)
     layer = PruningConfig(method="layer", ratio=args.ratio, importance="magnitude")
     models = {"whole": model, "width": pruned(model, width), "layers": pruned(model, layer)}

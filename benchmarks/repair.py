@@ -12,7 +12,7 @@ import resource
 import time
 
 import torch
-from efficiency import adapted_processor, random_model
+from random_models import adapted_processor, random_model
 
 from optimum_mllm_prune import MLLMPruner, PruningConfig
 from optimum_mllm_prune.calibration.batches import batches
@@ -37,7 +37,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     processor = adapted_processor()
-    pruner = MLLMPruner(random_model(processor, args.layers, args.width), processor)
+    pruner = MLLMPruner(random_model(args.layers, args.width), processor)
     rows = [synthetic_row(seed) for seed in range(args.rows)]
     calibration = {}
     for importance in ("taylor", "reconstruction"):

@@ -222,9 +222,9 @@ def test_every_layer_is_fetched_once(digits, monkeypatch):
 @pytest.mark.parametrize(
     "wish",
     [
-        {"num_layers": 3, "importance": "block_influence"},
+        pytest.param({"num_layers": 3, "importance": "block_influence"}, marks=pytest.mark.slow),
         {"ratio": 0.3, "importance": "wanda"},
-        {"ratio": 0.4, "method": "mixed", "importance": "magnitude_l2"},
+        pytest.param({"ratio": 0.4, "method": "mixed", "importance": "magnitude_l2"}, marks=pytest.mark.slow),
     ],
     ids=["layers", "width", "mixed"],
 )

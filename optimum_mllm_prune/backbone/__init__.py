@@ -2,9 +2,10 @@
 
 from .finding import model_class_of
 from .hidden import Hidden
-from .language import Backbone, Sizes
+from .language import Backbone
 from .layout import plain_tokens, with_layouts
 from .norms import kind_of_norm, scale_gain
+from .sizes import Sizes
 from .text_config import ConfigRejectedError, NotExpressibleError
 from .twin import TWIN_OF
 from .units import Axis, Group, Segment, Site

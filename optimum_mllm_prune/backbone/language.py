@@ -4,7 +4,6 @@ import copy
 import hashlib
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -16,6 +15,7 @@ from .layer_lists import layer_changes, outer_changes
 from .merging import unmergeable
 from .probe import Ground, probe_channels, probe_heads
 from .protection import beside_the_text, last_of_each_kind, layer_kinds, protected_layers
+from .sizes import Expression, Expressions, Sizes
 from .skeleton import (
     Shapes,
     count_backbone_parameters,
@@ -28,25 +28,6 @@ from .skeleton import (
 from .text_config import ConfigRejectedError, NotExpressibleError, edited, text_config
 from .twin import as_twin, twin_name
 from .units import Axis, Group
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """What a pruned config says. None leaves a key as it is.
-
-    Attributes:
-        kept_layers: ascending original indexes of the decoder layers that stay.
-        heads: units of the `heads` group that stay in every layer.
-        channels: MLP channels that stay in every layer.
-        twin: declare the text backbone as its numerically identical twin.
-        hidden: dimensions of the residual stream that stay, the same everywhere.
-    """
-
-    kept_layers: tuple[int, ...]
-    heads: int | None = None
-    channels: int | None = None
-    twin: bool = False
-    hidden: int | None = None
 
 
 class Backbone:
@@ -74,6 +55,7 @@ class Backbone:
         self._skeleton = skeleton(model_class, config)
         self.shapes: Shapes = shapes_of(self._skeleton)
         self.layers_prefix = self._find_layers()
+        self.expressions = Expressions(self.built)
 
     @classmethod
     def of(cls, model: PreTrainedModel, head_unit: str = "auto") -> "Backbone":
@@ -236,10 +218,10 @@ class Backbone:
             raise NotExpressibleError(difference)
         return model
 
-    def expressed(self, sizes: Sizes) -> PreTrainedModel:
-        """As `built`, for a user who asked for it. Raises UserInputError."""
+    def expressed(self, sizes: Sizes) -> Expression:
+        """What the config of these sizes builds, for a user who asked for it. Raises UserInputError."""
         try:
-            return self.built(sizes)
+            return self.expressions.of(sizes)
         except NotExpressibleError as error:
             raise UserInputError(f"this architecture's config cannot express the plan: {error}") from error
 
@@ -265,7 +247,7 @@ class Backbone:
 
     def _expressible(self, heads: int, twin: bool) -> bool:
         try:
-            self.built(Sizes(tuple(range(self.num_layers)), heads=heads, twin=twin))
+            self.expressions.of(Sizes(tuple(range(self.num_layers)), heads=heads, twin=twin))
         except NotExpressibleError:
             return False
         return True

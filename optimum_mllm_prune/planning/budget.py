@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ..backbone import Backbone, Sizes
-from ..backbone.skeleton import count_backbone_parameters, count_parameters
 from ..configuration import PruningConfig
 from ..errors import UserInputError
 from ..importance.registry import goes_in_a_row
@@ -105,9 +104,10 @@ def removed_with(backbone: Backbone, sizes: Sizes, whole: bool) -> int:
     """
     if sizes == Sizes(tuple(range(backbone.num_layers))):
         return 0
-    count = count_parameters if whole else count_backbone_parameters
-    before = backbone.parameters if whole else backbone.backbone_parameters
-    return before - count(backbone.expressed(sizes))
+    left = backbone.expressed(sizes)
+    if whole:
+        return backbone.parameters - left.parameters
+    return backbone.backbone_parameters - left.backbone_parameters
 
 
 def _mean_layer(backbone: Backbone) -> float:

@@ -103,7 +103,7 @@ def _first(backbone: Backbone, whole: Sizes, candidates: Iterable[int]) -> int:
     reason = "it has a single dimension"
     for size in candidates:
         try:
-            backbone.built(replace(whole, hidden=size))
+            backbone.expressions.of(replace(whole, hidden=size))
             return size
         except NotExpressibleError as error:
             reason = str(error)

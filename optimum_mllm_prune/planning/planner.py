@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 from ..backbone import TWIN_OF, Backbone, Sizes
-from ..backbone.skeleton import count_backbone_parameters, count_parameters
 from ..backbone.text_config import text_config
 from ..configuration import PruningConfig
 from ..errors import UserInputError
@@ -92,18 +91,18 @@ def _said_of(part: str, is_one: bool) -> Iterator[None]:
 
 
 def _accounted(backbone: Backbone, sizes: Sizes, notes: list[str], requested: float) -> Account:
-    built = backbone.expressed(sizes)
-    before, after = backbone.backbone_parameters, count_backbone_parameters(built)
+    left = backbone.expressed(sizes)
+    before, after = backbone.backbone_parameters, left.backbone_parameters
     return Account(
         sizes,
         {
             "before": backbone.parameters,
-            "after": count_parameters(built),
+            "after": left.parameters,
             "backbone_before": before,
             "backbone_after": after,
         },
         {"requested": requested, "achieved": round(1 - after / before, 6)},
-        _config_changes(backbone, built.config),
+        _config_changes(backbone, left.config),
         notes,
     )
 

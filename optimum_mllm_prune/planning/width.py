@@ -172,7 +172,7 @@ class _Width:
             return sizes, words
         candidate = replace(sizes, channels=kept)
         try:
-            self.backbone.built(candidate)
+            self.backbone.expressions.of(candidate)
         except NotExpressibleError as error:
             raise UserInputError(f"this architecture cannot express {kept} MLP channels: {error}") from error
         return candidate, words

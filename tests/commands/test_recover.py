@@ -557,6 +557,7 @@ class TestOneGo:
         assert report["ratio"]["achieved"] > 0.1
         assert report["recovery"]["command"].startswith("optimum-cli mllm-prune --model tiny-llava out")
 
+    @pytest.mark.slow
     def test_broken_off_between_the_steps(self, llava, rows, tmp_path):
         words = ("mllm-prune", "--model", llava, "out", "--recover-dataset", rows, *self.WAY, *self.SHORT)
         call, options = script(*words, folder=tmp_path, launcher=(SCRIPT,))

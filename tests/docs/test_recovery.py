@@ -20,6 +20,7 @@ from optimum_mllm_prune.evaluation import exact_match, generate_answers, referen
 OFFLINE = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true"}
 
 
+@pytest.mark.slow
 def test_the_script(tmp_path):
     original = tiny_llava.save_model(tmp_path / "original")
     tiny_llava.save_rows(tmp_path / "my_rows")

@@ -105,7 +105,9 @@ def pruned(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize(("checkpoint", "limit"), [("whole", None), ("pruned", 60)])
+@pytest.mark.parametrize(
+    ("checkpoint", "limit"), [("whole", None), pytest.param("pruned", 60, marks=pytest.mark.slow)]
+)
 def test_the_score_of_lm_eval_is_ours(checkpoint, limit, digit_scenes, pruned, monkeypatch):
     folder, rows = digit_scenes
     rows = rows.select(range(limit or len(rows)))
@@ -131,6 +133,7 @@ def test_the_score_of_lm_eval_is_ours(checkpoint, limit, digit_scenes, pruned, m
     assert low < ours < high
 
 
+@pytest.mark.slow
 def test_lm_eval_does_not_know_a_task():
     line = r"^lm-eval knows no task 'digit_scene', 'xyzzy': did you mean digit_scenes\.$"
     with pytest.raises(UserInputError, match=line):

@@ -297,12 +297,11 @@ def test_no_width_at_all(monkeypatch):
     ],
 )
 def test_sizes_that_the_config_rejects(wish, reason, monkeypatch):
-    backbone = Backbone(backbone_of("qwen2_vl").model_class, backbone_of("qwen2_vl").config)
-
-    def rejecting(sizes):
+    def rejecting(*_):
         raise NotExpressibleError("too narrow")
 
-    monkeypatch.setattr(backbone, "built", rejecting)
+    monkeypatch.setattr(Backbone, "built", rejecting)
+    backbone = Backbone(backbone_of("qwen2_vl").model_class, backbone_of("qwen2_vl").config)
     assert refused(backbone, **wish) == reason
 
 

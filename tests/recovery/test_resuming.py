@@ -43,7 +43,9 @@ def dies(job, file):
     assert ended.returncode == -signal.SIGKILL, ended.stderr
 
 
-@pytest.mark.parametrize("train", JOBS)
+@pytest.mark.parametrize(
+    "train", [pytest.param(job, marks=pytest.mark.slow) if job != "lora" else job for job in JOBS]
+)
 def test_killed_and_resumed(tmp_path, train):
     job = JOBS[train]
     dies({**job, "folder": str(tmp_path / "killed"), "die_after": 9}, tmp_path / "jobs.json")

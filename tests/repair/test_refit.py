@@ -229,7 +229,7 @@ def test_the_original_is_not_touched():
     }
 
 
-@pytest.mark.parametrize("ratio", [0.3, 0.4])
+@pytest.mark.parametrize("ratio", [pytest.param(0.3, marks=pytest.mark.slow), 0.4])
 def test_answers_come_back(ratio):
     """The gain on the embedded model, on rows that nothing was fitted to."""
     made = pruner()

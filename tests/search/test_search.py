@@ -135,6 +135,7 @@ def test_what_cannot_be_had_is_told(pruner):
     assert any(line.startswith("layers: ratio 0.0400 removes nothing") for line in refused)
 
 
+@pytest.mark.slow
 def test_speed_is_measured(pruner, rows):
     train = [rows["train"][i] for i in range(12)]
     tried = search(pruner, PruningConfig(ratio=0.5, importance="magnitude_l2"), [], train).tried

@@ -160,6 +160,7 @@ state.destroy_process_group()
 """
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_shards(tmp_path, whole):
     folder = tmp_path / "cache"
     with socket.socket() as free:
