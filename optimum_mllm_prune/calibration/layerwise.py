@@ -72,7 +72,7 @@ def _forward(walk: Walk, observers: Sequence[Attachable], progress: Progress, re
             walk.advance(begin=partial(begin, observers))
             if resumable:
                 finished = layer + 1 == len(walk.layers)
-                progress.keep("layers", state_of(observers) | walk.state(), finished)
+                progress.keep("layers", lambda: state_of(observers) | walk.state(), finished)
 
 
 def _backward(walk: Walk, observers: Sequence[Attachable], progress: Progress) -> None:
@@ -95,8 +95,13 @@ def _backward(walk: Walk, observers: Sequence[Attachable], progress: Progress) -
                     begin(observers, walk.batches[number], again=layer + 1 < len(walk.layers))
                     _differentiate(walk, number)
             if layer:
-                gradients = {_gradient(number): walk.shelf.get(_gradient(number)) for number in numbers}
-                progress.keep("layers back", state_of(observers) | gradients | {"layer": torch.tensor(layer)})
+                progress.keep("layers back", lambda: state_of(observers) | _way_back(walk))
+
+
+def _way_back(walk: Walk) -> dict[str, Tensor]:
+    """Where a walk is, and the gradients with respect to what its present layer is given."""
+    names = [_gradient(number) for number in range(len(walk.batches))]
+    return {"layer": torch.tensor(walk.layer)} | {name: walk.shelf.get(name) for name in names}
 
 
 def _of_the_loss(walk: Walk, number: int) -> Tensor:

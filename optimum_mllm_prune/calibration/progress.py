@@ -1,7 +1,7 @@
 """What a calibration that is not finished has found so far, in a file: the next one of the same goes on from there."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -35,8 +35,13 @@ class Progress:
         """What was kept of a stage."""
         return self._stages.get(stage)
 
-    def keep(self, stage: str, found: Found, finished: bool = False) -> None:
+    def keep(self, stage: str, found: Callable[[], Found], finished: bool = False) -> None:
         """Remember what a stage has found, if it took some time to find; what is finished, even soon after the rest.
+
+        Args:
+            stage: its name.
+            found: gives it, and is asked only then: it may have to be fetched from disk.
+            finished: whether that is all.
 
         Raises:
             UserInputError: the file cannot be written.
@@ -44,9 +49,10 @@ class Progress:
         since = self._begun if finished else self._written
         if self.file is None or time.monotonic() - since < EVERY:
             return
-        self._stages[stage] = {name: tensor.detach().cpu().contiguous() for name, tensor in found.items()}
-        tensors = {f"{stage}/{name}": tensor for stage, kept in self._stages.items() for name, tensor in kept.items()}
-        partial = self.file.with_name(f"{self.file.name}.partial")
+        others = {name: kept for name, kept in self._stages.items() if name != stage}
+        written = others | {stage: {n: tensor.detach().cpu().contiguous() for n, tensor in found().items()}}
+        tensors = {f"{name}/{n}": tensor for name, kept in written.items() for n, tensor in kept.items()}
+        partial = partial_of(self.file)
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             save_file(tensors, partial, metadata={"identity": self.identity})
@@ -54,6 +60,13 @@ class Progress:
         except (OSError, SafetensorError) as error:
             raise UserInputError(f"'{self.file}' cannot be written ({error}): choose another output.") from error
         self._written = time.monotonic()
+        # What is not finished is written anew, and may be large.
+        self._stages = written if finished else others
+
+
+def partial_of(file: Path) -> Path:
+    """What is being written, to become the file once it is whole; a killed process leaves it behind."""
+    return file.with_name(f"{file.name}.partial")
 
 
 def state_of(observers: Sequence[Attachable]) -> dict[str, Tensor]:

@@ -86,15 +86,20 @@ class Walk:
 
     def state(self) -> dict[str, Tensor]:
         """Where the walk is and what the layer before the present one gave: a new walk of the same can go on there."""
-        given = {f"stream {n}": self.stream(n) for n in range(len(self.batches)) if self.skips and self.layer}
-        return {"layer": torch.tensor(self.layer)} | given
+        numbers = range(len(self.batches)) if self._needs_streams else ()
+        return {"layer": torch.tensor(self.layer)} | {f"stream {number}": self.stream(number) for number in numbers}
 
     def go_on(self, state: Mapping[str, Tensor]) -> None:
         """Be where another walk was; where layers cannot be skipped, that takes nothing but their number."""
         self.layer = int(state["layer"])
-        if self.skips:
+        if self._needs_streams:
             for number in range(len(self.batches)):
                 self.shelf.put(_stream(self.layer, number), state[f"stream {number}"].to(self.model.device))
+
+    @property
+    def _needs_streams(self) -> bool:
+        """Whether there is a layer left that starts from what the one before it gave."""
+        return self.skips and 0 < self.layer < len(self.layers)
 
     def see(self, number: int, module: nn.Module, look: Look) -> Tensor:
         """What a hook sees at a module of the present layer, with one of the batches."""

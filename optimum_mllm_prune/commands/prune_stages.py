@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..backbone import Backbone, model_class_of
+from ..calibration.progress import partial_of
 from ..errors import UserInputError, note_kept
 from ..loading import load_config
 from ..planning import PLAN_NAME, PruningPlan
@@ -46,7 +47,8 @@ def resumable(output: Path) -> Iterator[Path]:
         if file.is_file():
             note_kept(error, f"what was scored is kept in '{file}': the same command goes on from there")
         raise
-    file.unlink(missing_ok=True)
+    for left in (file, partial_of(file)):
+        left.unlink(missing_ok=True)
 
 
 def staged_folder(output: Path) -> Path:

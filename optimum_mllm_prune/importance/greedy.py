@@ -55,7 +55,7 @@ def greedy_scores(
             left.remove(layer)
             gone.append(layer)
             kept = {"gone": torch.tensor(gone), "scores": scores, "highest": highest}
-            progress.keep("rounds", kept, finished=len(left) == rounds.stop)
+            progress.keep("rounds", kept.copy, finished=len(left) == rounds.stop)
     never = [layer for layer in range(num_layers) if layer not in gone]
     scores[never] = 2 * highest
     return scores

@@ -52,7 +52,7 @@ class Reconstruction(Observer):
             if (layer + 1) % processes == 0 or layer == layers[-1]:
                 self._score(waiting)
                 waiting = {}
-            progress.keep("layers of rows", self.errors | walk.state(), finished=layer == layers[-1])
+            progress.keep("layers of rows", lambda: self.errors | walk.state(), finished=layer == layers[-1])
         added_up(self.errors.values())
 
     def _grams(self, layer: int, walk: Walk, real: Sequence[Tensor]) -> Grams:

@@ -171,7 +171,7 @@ def _run_whole(
 
     def keep(number: int, batch: int, finished: bool = False) -> None:
         place = {"pass": torch.tensor(number), "batches": torch.tensor(batch)}
-        progress.keep("passes", state_of(observers) | place, finished)
+        progress.keep("passes", lambda: state_of(observers) | place, finished)
 
     for number in range(begun, passes):
         run_calibration(

@@ -42,6 +42,8 @@ def test_ctrl_c_and_given_again(command, words, cwd, broken_off):
     assert done.lines[-1].endswith(told)
     assert sorted(path.name for path in cwd.iterdir()) == ["out.calibration", "whole"]
     broken_off.update({"passes": 0, "stop at": None})
+    # As of a process that was killed while it wrote.
+    (cwd / "out.calibration.partial").write_bytes(b"half")
     assert command(*words, "out").code == 0
     assert broken_off["passes"] == 1
     assert sorted(path.name for path in cwd.iterdir()) == ["out", "whole"]

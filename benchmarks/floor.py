@@ -1,0 +1,124 @@
+"""The whole of `mllm-prune` against its floor: what no pruning can avoid, measured bare in the same run.
+
+    python benchmarks/floor.py --importance taylor
+
+The command runs as a user would run it, on a LLaVA with random weights. The floor is to start Python with torch and
+transformers, read all weights, run all rows forward (and backward, where gradients are looked at) and write the
+weights that are left. Verification is told apart: in a process of its own the checkpoint is read and run once more.
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from peers import forward, forward_and_backward
+from random_models import adapted_processor, random_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForImageTextToText
+
+from optimum_mllm_prune.calibration.row_forms import normalize_row
+from optimum_mllm_prune.calibration.rows import load_rows
+from optimum_mllm_prune.importance.registry import metric_of
+
+
+SCENES = Path(__file__).parents[1] / "examples" / "digit_scenes" / "scenes.py"
+PROGRAM = Path(sysconfig.get_path("scripts")) / "optimum-cli"
+IMPORTS = "import torch; from transformers import AutoProcessor, LlavaForConditionalGeneration"
+
+
+def seconds_of(work: Callable[[], object]) -> float:
+    """Wall-clock seconds that something takes."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def started() -> float:
+    """Seconds until a Python process has imported torch and transformers."""
+    return seconds_of(lambda: subprocess.run([sys.executable, "-c", IMPORTS], check=True))
+
+
+def read(model: Path) -> float:
+    """Seconds to read every tensor of a checkpoint once, a file at a time."""
+    return sum(
+        seconds_of(lambda file=file: [tensor.clone() for tensor in load_file(file).values()])
+        for file in sorted(model.glob("*.safetensors"))
+    )
+
+
+def written(model: Path, folder: Path) -> float:
+    """Seconds to write every tensor of a checkpoint once, a file at a time."""
+    total = 0.0
+    for file in sorted(model.glob("*.safetensors")):
+        tensors, target = load_file(file), folder / "bare.safetensors"
+        total += seconds_of(lambda tensors=tensors, target=target: save_file(tensors, target))
+        target.unlink()
+    return total
+
+
+def passes(model: Path, rows: Path, importance: str, num_samples: int) -> float:
+    """Seconds for bare passes over the rows."""
+    loaded = AutoModelForImageTextToText.from_pretrained(model, dtype=torch.float32).eval()
+    drawn = [normalize_row(row) for row in load_rows(str(rows), "train", num_samples)]
+    backward = metric_of(importance, "layer" if importance == "block_influence" else "width").needs == "backward"
+    return seconds_of(lambda: (forward_and_backward if backward else forward)(loaded, drawn))
+
+
+def pruned(model: Path, output: Path, rows: Path, args: argparse.Namespace) -> dict[str, float]:
+    """The command; seconds of its stages, and of the whole."""
+    method = "layer" if args.importance == "block_influence" else "width"
+    words = ["--model", model, output, "--method", method, "--importance", args.importance, "--ratio", "0.3"]
+    words += ["--repair", "none", "--dataset", rows, "--num-samples", str(args.rows), "--device", "cpu", "--overwrite"]
+    whole = seconds_of(lambda: subprocess.run([PROGRAM, "mllm-prune", *words], check=True, capture_output=True))
+    return json.loads((output / "pruning_report.json").read_text())["timings_seconds"] | {"whole": whole}
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--importance", default="taylor", help="block_influence, or one of width")
+    parser.add_argument("--layers", type=int, default=16)
+    parser.add_argument("--width", type=int, default=2048)
+    parser.add_argument("--rows", type=int, default=10)
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    with tempfile.TemporaryDirectory() as scratch:
+        model, output, rows = (Path(scratch) / name for name in ("model", "out", "rows"))
+        random_model(args.layers, args.width).save_pretrained(model)
+        adapted_processor().save_pretrained(model)
+        subprocess.run([sys.executable, SCENES, rows, "--train", str(args.rows), "--test", "1"], check=True)
+        turns = []
+        for _ in range(args.turns):
+            stages = pruned(model, output, rows, args)
+            floor = {"start": started(), "read": read(model)}
+            floor |= {"passes": passes(model, rows, args.importance, args.rows)}
+            floor |= {"write": written(output, Path(scratch)), "read again": read(output)}
+            turns.append((stages, floor))
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6
+    stages, floor = (
+        {name: statistics.median(turn[i][name] for turn in turns) for name in turns[0][i]} for i in (0, 1)
+    )
+    print("stages, s:", ", ".join(f"{name} {value:.1f}" for name, value in stages.items()))
+    print("floor, s:", ", ".join(f"{name} {value:.1f}" for name, value in floor.items()))
+    bare = sum(floor[name] for name in ("start", "read", "passes", "write"))
+    verified = stages.get("reference", 0) + stages["verification"]
+    print(f"whole {stages['whole']:.1f} s, of which verification {verified:.1f} s; floor {bare:.1f} s")
+    print(
+        f"whole / floor {stages['whole'] / bare:.2f}; without verification {(stages['whole'] - verified) / bare:.2f}"
+    )
+    print(f"largest resident set of any process: {peak:.2f} GB")
+
+
+if __name__ == "__main__":
+    main()
