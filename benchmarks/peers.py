@@ -23,6 +23,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from unittest.mock import patch
 
@@ -49,8 +50,11 @@ BATCH_SIZE = 8
 
 def ours(model: PreTrainedModel, rows: Sequence, **wish: object) -> PreTrainedModel:
     """By the package."""
-    config = PruningConfig(ratio=RATIO, num_samples=len(rows), repair="none", **wish)
     pruner = MLLMPruner(model, adapted_processor())
+    # The others count what they take from the layers alone.
+    inside = sum(parameter.numel() for parameter in model.model.language_model.layers.parameters())
+    ratio = RATIO * inside / pruner.backbone().backbone_parameters
+    config = PruningConfig(ratio=ratio, num_samples=len(rows), repair="none", **wish)
     return pruner.prune(pruner.plan(config, rows))
 
 
@@ -154,11 +158,16 @@ def _product(linear: nn.Linear) -> Tensor:
 
 WAYS: dict[str, tuple[str, Way]] = {
     "forward and backward": ("forward and backward", forward_and_backward),
-    "ours, `taylor`": ("forward and backward", lambda model, rows: ours(model, rows, importance="taylor")),
+    "ours, `taylor`": ("forward and backward", partial(ours, importance="taylor")),
+    "ours, `taylor`, checkpointed": (
+        "forward and backward",
+        partial(ours, importance="taylor", gradient_checkpointing=True),
+    ),
+    "ours, `taylor_group`": ("forward and backward", partial(ours, importance="taylor_group", batch_size=1)),
     "torch-pruning": ("forward and backward", by_torch_pruning),
     "all gradients": ("forward and backward", by_all_gradients),
     "forward": ("forward", forward),
-    "ours, `block_influence`": ("forward", lambda model, rows: ours(model, rows, method="layer")),
+    "ours, `block_influence`": ("forward", partial(ours, method="layer")),
     "all states": ("forward", by_all_states),
 }
 
