@@ -100,7 +100,7 @@ def test_repaired_in_float32_and_saved_as_it_came(slow, tmp_path):
     ],
 )
 def test_what_fits_whole_in_16_bits_stays_whole(slow, monkeypatch, limit, expected):
-    monkeypatch.setattr(placement, "_taken", lambda device: 0)
+    monkeypatch.setattr(placement, "taken_bytes", lambda device: 0)
     working, device_map = number_formats._placed(config(torch.bfloat16), limit, torch.float32, True, "cpu")
     on_disk = device_map and device_map["model.language_model.layers.0"]
     assert (working, on_disk) == expected

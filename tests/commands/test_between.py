@@ -87,13 +87,16 @@ def stopped_in_step_two(_):
 @pytest.mark.parametrize(
     ("stop", "standing", "kept", "told"),
     [
-        (stopped_in_training, "out.step1.pruned", "nothing was kept", "Step 1 of 2\n"),
+        pytest.param(
+            stopped_in_training, "out.step1.pruned", "nothing was kept", "Step 1 of 2\n", marks=pytest.mark.slow
+        ),
         (stopped_in_step_two, "out.step1", None, "Step 1 of 2 is there already: out.step1."),
-        (
+        pytest.param(
             stopped_in_training,
             "out.pruned",
             "the checkpoint 'out.pruned' is complete",
             "Pruned already, in out.pruned",
+            marks=pytest.mark.slow,
         ),
     ],
 )

@@ -545,6 +545,7 @@ class TestOneGo:
     WAY = ("--importance", "magnitude_l2", "--recover", "projector", "--device", "cpu")
     SHORT = ("--recover-set", "max_steps=2", "loss=sft+kd", "per_device_train_batch_size=4")
 
+    @pytest.mark.slow
     def test_both_steps(self, llava, rows, tmp_path):
         words = ("mllm-prune", "--model", llava, "out", "--recover-dataset", rows, *self.WAY, *self.SHORT)
         call, options = script(*words, folder=tmp_path, launcher=(SCRIPT,))

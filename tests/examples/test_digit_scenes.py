@@ -186,7 +186,7 @@ def test_packed_questions_equal_rows_of_their_own(models, processors):
     torch.testing.assert_close(together, torch.cat(apart), atol=1e-2, rtol=1e-2)
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", ["llava", pytest.param("llava_gqa", marks=pytest.mark.slow)])
 def test_models_answer_held_out_scenes(name, models, processors):
     rows = scenes.build(train=1, test=200, seed=11)["test"]
     answers = generate_answers(models[name], processors[name], rows)
