@@ -10,12 +10,11 @@ backbone's weights: `naive taylor` keeps all gradients until the backward pass e
 import argparse
 import json
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 
 import torch
+from apart import measured_apart
 from random_models import random_model, text_batch
 from transformers import PreTrainedModel
 
@@ -116,10 +115,7 @@ def main() -> None:
     found: dict[str, dict] = {name: {"seconds": [], "peak": 0.0} for name in FLOORS}
     for _ in range(2):
         for name in FLOORS:
-            done = subprocess.run(
-                [sys.executable, __file__, *sys.argv[1:], "--variant", name], capture_output=True, check=True
-            )
-            one = json.loads(done.stdout.splitlines()[-1])
+            one = measured_apart("--variant", name)
             found[name]["seconds"] += one["seconds"]
             found[name]["peak"] = max(found[name]["peak"], one["peak"])
     print("| pass | time / floor | peak memory above the model / backbone weights |\n|---|---|---|")

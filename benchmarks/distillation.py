@@ -14,12 +14,11 @@ others on the machine disturb less; memory is the peak above the loaded models, 
 import argparse
 import json
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 
 import torch
+from apart import measured_apart
 from random_models import random_model, text_batch
 from torch import Tensor
 from torch.nn import functional
@@ -122,9 +121,7 @@ def compare(vocabulary: int, turns: int) -> dict[str, dict]:
     found: dict[str, dict] = {name: {"seconds": [], "peak": 0} for name in VARIANTS}
     for _ in range(turns):
         for name, figures in found.items():
-            command = [sys.executable, __file__, *sys.argv[1:], "--variant", name, "--vocabulary", str(vocabulary)]
-            done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
-            one = json.loads(done.stdout.splitlines()[-1])
+            one = measured_apart("--variant", name, "--vocabulary", vocabulary)
             figures["loss"] = one["loss"]
             figures["seconds"] += one["seconds"]
             figures["peak"] = max(figures["peak"], one["peak"])

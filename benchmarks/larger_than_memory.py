@@ -12,32 +12,11 @@ import json
 import resource
 import subprocess
 import sys
-import sysconfig
 import tempfile
 import time
 from pathlib import Path
 
-from safetensors import safe_open
-from safetensors.torch import save_file
-
-
-SCENES = Path(__file__).parents[1] / "examples" / "digit_scenes" / "scenes.py"
-PROGRAM = Path(sysconfig.get_path("scripts")) / "optimum-cli"
-
-
-def floor(model: Path, left: float, folder: Path) -> tuple[float, float]:
-    """Seconds to read every tensor of a checkpoint once, and to write so large a share of it."""
-    reading = writing = 0.0
-    for number, file in enumerate(sorted(model.glob("*.safetensors"))):
-        start = time.perf_counter()
-        with safe_open(file, framework="pt") as stored:
-            tensors = {name: stored.get_tensor(name).clone() for name in stored.keys()}  # noqa: SIM118
-        reading += time.perf_counter() - start
-        start = time.perf_counter()
-        save_file(tensors, folder / f"{number}.safetensors")
-        writing += time.perf_counter() - start
-        (folder / f"{number}.safetensors").unlink()
-    return reading, left * writing
+from floor import PROGRAM, SCENES, read, written
 
 
 def main() -> None:
@@ -63,7 +42,7 @@ def main() -> None:
         seconds = time.perf_counter() - start
         report = json.loads((output / "pruning_report.json").read_text())
         left = report["size_bytes"]["after"] / report["size_bytes"]["before"]
-        reading, writing = floor(args.model, left, Path(scratch))
+        reading, writing = read(args.model), left * written(args.model, Path(scratch))
     # The largest of all processes that took part, the one that verifies included.
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / 1e9
     sizes = report["size_bytes"]

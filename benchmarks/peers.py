@@ -19,8 +19,6 @@ layers of 512: stopped after ten minutes), so they are left out of the trace; as
 import argparse
 import json
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -28,6 +26,7 @@ from itertools import pairwise
 from unittest.mock import patch
 
 import torch
+from apart import measured_apart
 from random_models import adapted_processor, random_model
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
@@ -201,9 +200,7 @@ def main() -> None:
     found: dict[str, list[dict]] = {name: [] for name in WAYS}
     for _ in range(args.turns):
         for name, figures in found.items():
-            command = [sys.executable, __file__, *sys.argv[1:], "--way", name]
-            done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
-            figures.append(json.loads(done.stdout.splitlines()[-1]))
+            figures.append(measured_apart("--way", name))
     print("| way | seconds | time / floor | peak above the model / weights | parameters left |\n|---|---|---|---|---|")
     seconds = {name: statistics.median(one["seconds"] for one in figures) for name, figures in found.items()}
     for name, figures in found.items():

@@ -8,13 +8,12 @@ exponent is the slope of a line through the logarithms: 1 is in proportion. Writ
 
 import argparse
 import json
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
+from apart import measured_apart
 from matplotlib.figure import Figure
 from random_models import adapted_processor, random_model
 
@@ -89,10 +88,7 @@ def main() -> None:
         found[varied] = {importance: [] for importance in METHODS}
         for importance, measured in found[varied].items():
             for point in points:
-                command = [sys.executable, __file__, "--threads", str(args.threads), "--point", importance]
-                command += [str(size) for size in point]
-                runs = [subprocess.run(command, stdout=subprocess.PIPE, check=True) for _ in range(args.repeats)]
-                figures = [json.loads(run.stdout.splitlines()[-1]) for run in runs]
+                figures = [measured_apart("--point", importance, *point) for _ in range(args.repeats)]
                 measured.append(min(figures, key=lambda one: one["seconds"]))
     print("| | " + " | ".join(f"time by {varied} | memory by {varied}" for varied in SERIES) + " |")
     print("|---" * (1 + 2 * len(SERIES)) + "|")
