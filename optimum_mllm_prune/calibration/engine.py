@@ -115,7 +115,7 @@ def answer_logits(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor,
     targets = batch.labels[:, 1:]
     first = int((targets != -100).any(dim=0).nonzero()[0])
     kept = targets.shape[1] - first + 1
-    logits = model(**batch.inputs, **_logits_to_keep(model, kept)).logits[:, -kept:-1]
+    logits = model(**batch.inputs, use_cache=False, **_logits_to_keep(model, kept)).logits[:, -kept:-1]
     answered = targets[:, first:] != -100
     return logits[answered], targets[:, first:][answered], answered.nonzero()[:, 0]
 

@@ -1,7 +1,6 @@
 """Calibration layer by layer: of offloaded weights those of one decoder layer at a time are in memory."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from functools import partial
 
 import torch
@@ -106,11 +105,10 @@ def _way_back(walk: Walk) -> dict[str, Tensor]:
 
 def _of_the_loss(walk: Walk, number: int) -> Tensor:
     """The gradient of a batch's answer loss, scaled, with respect to what the last layer gives."""
-    batch = walk.batches[number]
     with frozen(walk.model), torch.enable_grad():
         stream = walk.stream(number).detach().requires_grad_()
         with walk.beginning_skipped(number, stream):
-            loss = answer_loss(walk.model, replace(batch, inputs=batch.inputs | {"use_cache": False}))
+            loss = answer_loss(walk.model, walk.batches[number])
         return torch.autograd.grad(loss * loss_scale(walk.model), stream)[0]
 
 

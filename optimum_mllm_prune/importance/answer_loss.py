@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -65,7 +64,7 @@ def _mean_loss(walk: Walk) -> float:
     loss, tokens = 0.0, 0
     for number, batch in enumerate(walk.batches):
         with walk.beginning_skipped(number):
-            logits, answers, _ = answer_logits(walk.model, replace(batch, inputs=batch.inputs | {"use_cache": False}))
+            logits, answers, _ = answer_logits(walk.model, batch)
         loss += cross_entropy(logits.float(), answers, reduction="none").double().sum().item()
         tokens += len(answers)
     return total(loss) / total(tokens)
