@@ -2,8 +2,8 @@
 
     python benchmarks/random_llava.py OUTPUT --processor examples/digit_scenes/llava
 
-The default is the shape of llava-hf/llava-1.5-7b-hf in bfloat16 (14.1 GB). The processor's image size and patches are
-set to the vision tower's.
+The default is the shape of llava-hf/llava-1.5-7b-hf in bfloat16 (14.1 GB); `--device cuda` draws the numbers there,
+in seconds. The processor's image size and patches are set to the vision tower's.
 """
 
 import argparse
@@ -41,9 +41,9 @@ def config_7b() -> LlavaConfig:
     return LlavaConfig(text_config=text, vision_config=vision, image_token_index=32000, pad_token_id=32001)
 
 
-def tensors(model: PreTrainedModel, seed: int) -> Iterator[tuple[str, torch.Tensor]]:
+def tensors(model: PreTrainedModel, seed: int, device: str) -> Iterator[tuple[str, torch.Tensor]]:
     """Random bfloat16 weights under the model's own names: norms one, biases zero, the rest N(0, 0.02)."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(device).manual_seed(seed)
     for name, parameter in model.state_dict().items():
         if parameter.ndim < 2:
             yield (
@@ -51,10 +51,11 @@ def tensors(model: PreTrainedModel, seed: int) -> Iterator[tuple[str, torch.Tens
                 torch.full(parameter.shape, float("norm" in name and name.endswith("weight")), dtype=torch.bfloat16),
             )
         else:
-            yield name, torch.empty(parameter.shape, dtype=torch.bfloat16).normal_(0, 0.02, generator=generator)
+            drawn = torch.empty(parameter.shape, dtype=torch.bfloat16, device=device)
+            yield name, drawn.normal_(0, 0.02, generator=generator).cpu()
 
 
-def write(model: PreTrainedModel, folder: Path, seed: int) -> None:
+def write(model: PreTrainedModel, folder: Path, seed: int, device: str) -> None:
     """Shards of about 1 GB and their index."""
     shard: dict[str, torch.Tensor] = {}
     home: dict[str, str] = {}
@@ -66,7 +67,7 @@ def write(model: PreTrainedModel, folder: Path, seed: int) -> None:
         home.update(dict.fromkeys(shard, name))
         shard.clear()
 
-    for name, tensor in tensors(model, seed):
+    for name, tensor in tensors(model, seed, device):
         shard[name] = tensor
         total += tensor.nbytes
         if sum(t.nbytes for t in shard.values()) > SHARD_BYTES:
@@ -76,6 +77,27 @@ def write(model: PreTrainedModel, folder: Path, seed: int) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
 
 
+def make(output: Path, processor_folder: Path, layers: int = 32, seed: int = 0, device: str = "cpu") -> None:
+    """Write model and processor into a new folder."""
+    output.mkdir(parents=True)
+    config = config_7b()
+    config.text_config.num_hidden_layers = layers
+    processor = AutoProcessor.from_pretrained(processor_folder)
+    config.image_token_index = processor.image_token_id
+    config.pad_token_id = processor.tokenizer.pad_token_id
+    side = {"height": config.vision_config.image_size, "width": config.vision_config.image_size}
+    processor.image_processor.size = processor.image_processor.crop_size = side
+    processor.patch_size = config.vision_config.patch_size
+    processor.tokenizer.model_max_length = config.text_config.max_position_embeddings
+    config.dtype = torch.bfloat16
+    with torch.device("meta"):
+        model = LlavaForConditionalGeneration(config)
+    write(model, output, seed, device)
+    config.architectures = [LlavaForConditionalGeneration.__name__]
+    config.save_pretrained(output)
+    processor.save_pretrained(output)
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -83,23 +105,9 @@ def main() -> None:
     parser.add_argument("--processor", type=Path, required=True, help="folder of a LLaVA processor to adapt")
     parser.add_argument("--layers", type=int, default=32, help="decoder layers (default 32)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu", help="where the numbers are drawn")
     args = parser.parse_args()
-    args.output.mkdir(parents=True)
-    config = config_7b()
-    config.text_config.num_hidden_layers = args.layers
-    processor = AutoProcessor.from_pretrained(args.processor)
-    config.image_token_index = processor.image_token_id
-    config.pad_token_id = processor.tokenizer.pad_token_id
-    side = {"height": config.vision_config.image_size, "width": config.vision_config.image_size}
-    processor.image_processor.size = processor.image_processor.crop_size = side
-    processor.patch_size = config.vision_config.patch_size
-    config.dtype = torch.bfloat16
-    with torch.device("meta"):
-        model = LlavaForConditionalGeneration(config)
-    write(model, args.output, args.seed)
-    config.architectures = [LlavaForConditionalGeneration.__name__]
-    config.save_pretrained(args.output)
-    processor.save_pretrained(args.output)
+    make(args.output, args.processor, args.layers, args.seed, args.device)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from .checkpoint import (
     free_memory,
     generation_can_be_compared,
     license_of,
+    product_rate,
     reference_of,
     save_and_upload,
     trial_inputs,
@@ -66,8 +67,7 @@ class MLLMPruner:
         base_model_license: str | None = None,
     ) -> None:
         self.model: PreTrainedModel | None = model.eval()
-        self.processor = processor
-        self.base_model = base_model
+        self.processor, self.base_model = processor, base_model
         self.base_model_revision, self.base_model_license = base_model_revision, base_model_license
         self.scores: Scores | None = None
         self.calibration: dict[str, Any] | None = None
@@ -245,7 +245,7 @@ class MLLMPruner:
         with self.timings.of("reference"):
             inputs = dict(verification_inputs or trial_inputs(self.model, self.processor))
             reference = reference_of(self.model, inputs, backbone.layers_prefix, generates)
-        machine = environment(as_saved(self.model, self._saved_dtype))
+        machine = product_rate(self.model) | environment(as_saved(self.model, self._saved_dtype))
         with atomic_folder(output) as folder:
             with self.timings.of("saving"):
                 write_checkpoint(folder, self.model, self.processor, plan, scores, max_shard_size)

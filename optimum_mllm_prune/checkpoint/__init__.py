@@ -3,6 +3,7 @@
 from ..errors import VerificationError
 from .atomic import atomic_folder, check_output, free_memory
 from .card import CARD_NAME, license_of, model_card
+from .floor import product_rate
 from .hub import check_repo_id, save_and_upload, upload
 from .report import REPORT_NAME, PruningReport, environment, peak_memory, weight_bytes
 from .trial import generation_can_be_compared, trial_inputs
@@ -36,6 +37,7 @@ __all__ = [
     "license_of",
     "model_card",
     "peak_memory",
+    "product_rate",
     "reference_of",
     "save_and_upload",
     "special_tokens",

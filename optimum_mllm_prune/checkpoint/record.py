@@ -8,6 +8,7 @@ from ..backbone import Backbone
 from ..importance import Scores
 from ..planning import PruningPlan
 from .card import CARD_NAME, model_card
+from .floor import disk_rates, floor_seconds
 from .importance_plot import PLOT_NAME, plot_importance
 from .report import PruningReport, peak_memory
 from .verification import Verification
@@ -41,11 +42,13 @@ def write_record(
         verification: what the fresh process found.
         seconds: wall-clock seconds by stage.
         calibration: as in the report.
-        environment: as in the report.
+        environment: as in the report, without the rates of the disk.
         repair: as in the report.
         license: of the base model; None where it is not known.
         has_processor: whether a processor was saved.
     """
+    environment = environment | disk_rates(folder)
+    floor = floor_seconds(environment, backbone, plan.parameters, size_bytes, calibration, repair)
     report = PruningReport(
         parameters=plan.parameters,
         ratio=plan.ratio,
@@ -53,6 +56,7 @@ def write_record(
         notes=plan.notes,
         verification=verification,
         timings_seconds={stage: round(value, 3) for stage, value in seconds.items()},
+        floor_seconds={stage: round(value, 3) for stage, value in floor.items() if stage in seconds},
         peak_memory_bytes=peak_memory(),
         calibration=calibration,
         environment=environment,

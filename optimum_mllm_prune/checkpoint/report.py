@@ -30,8 +30,11 @@ class PruningReport:
         notes: how the sizes were chosen.
         verification: what the fresh process found.
         timings_seconds: wall-clock seconds by stage.
-        peak_memory_bytes: {"cpu", "gpu"}: the largest resident set of this process, and the largest GPU allocation.
-        calibration: {"dataset", "samples", "tokens" by modality, "seed", "importance"}; None where weights decided.
+        floor_seconds: the least that some of these stages could have taken on this machine, see `floor_seconds`.
+        peak_memory_bytes: {"cpu", "gpu"}: the largest resident set of this process, and the largest allocation of each
+            GPU, summed.
+        calibration: {"dataset", "split", "samples", "batch_size", "processes", "tokens" by modality, "seed",
+            "importance"}; None where weights decided.
         environment: versions and machine, no names.
         repair: {"method", "rows", "tokens", "refitted", "left_alone", "error_before", "error_after",
             "answer_loss_before", "answer_loss_after", "notes"}, or of merged layers {"method", "merged"}; None where
@@ -44,6 +47,7 @@ class PruningReport:
     notes: list[str]
     verification: Verification
     timings_seconds: dict[str, float]
+    floor_seconds: dict[str, float]
     peak_memory_bytes: dict[str, int]
     calibration: dict[str, Any] | None
     environment: dict[str, Any]
@@ -60,7 +64,7 @@ def peak_memory() -> dict[str, int]:
     # Linux counts in KiB, macOS in bytes.
     unit = 1 if sys.platform == "darwin" else 1024
     cpu = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    return {"cpu": cpu, "gpu": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0}
+    return {"cpu": cpu, "gpu": sum(map(torch.cuda.max_memory_allocated, range(torch.cuda.device_count())))}
 
 
 def environment(model: PreTrainedModel) -> dict[str, Any]:

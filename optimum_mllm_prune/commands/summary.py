@@ -1,5 +1,6 @@
 """Tables on the screen."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from ..checkpoint import PruningReport
@@ -26,7 +27,11 @@ def plan_table(plan: PruningPlan | Account) -> str:
 def report_table(report: PruningReport, output: Path) -> str:
     """What was done, the proof, and where it lies."""
     proof, size = report.verification, report.size_bytes
-    seconds = ", ".join(f"{stage} {value:.1f}" for stage, value in report.timings_seconds.items())
+    seconds = ", ".join(
+        f"{stage} {value:.1f}"
+        + (f" (floor {report.floor_seconds[stage]:.1f})" if stage in report.floor_seconds else "")
+        for stage, value in report.timings_seconds.items()
+    )
     tokens = {True: "equal", False: "other tokens where logits tie", None: "not compared"}
     return "\n".join(
         [
@@ -34,10 +39,15 @@ def report_table(report: PruningReport, output: Path) -> str:
             f"verified in a fresh process ({proof.inputs}): largest logit difference "
             f"{proof.max_abs_logit_difference:g}, {len(proof.missing_keys)} missing and {len(proof.unexpected_keys)} "
             f"unexpected keys, generation with and without cache {tokens[proof.generated_tokens_equal]}",
-            f"seconds: {seconds}; peak memory {report.peak_memory_bytes['cpu'] / 1e9:.2f} GB",
+            f"seconds: {seconds}; {_peaks(report.peak_memory_bytes)}",
             f"checkpoint: {output}",
         ]
     )
+
+
+def _peaks(memory: Mapping[str, int]) -> str:
+    gpu = f", {memory['gpu'] / 1e9:.2f} GB of GPU" if memory["gpu"] else ""
+    return f"peak memory {memory['cpu'] / 1e9:.2f} GB{gpu}"
 
 
 def aligned(rows: list[tuple[str, ...]]) -> str:

@@ -53,6 +53,7 @@ def report_of(plan, calibration=None, equal=True):
             0.0, [], [], equal, None if equal is None else 2e-7, True, "image + text", "LlavaForConditionalGeneration"
         ),
         timings_seconds={"load": 0.5, "saving": 0.25},
+        floor_seconds={"load": 0.3},
         peak_memory_bytes=peak_memory(),
         calibration=calibration,
         environment=environment(tiny_llava.model()),
@@ -90,6 +91,7 @@ class TestReport:
         }
         assert found["verification"]["without_package"] is True
         assert found["timings_seconds"] == {"load": 0.5, "saving": 0.25}
+        assert found["floor_seconds"] == {"load": 0.3}
         assert found["calibration"] == CALIBRATION
         assert found["peak_memory_bytes"]["cpu"] > 50e6
         assert {"torch", "transformers", "python", "platform", "device", "dtype", "threads"} <= found[

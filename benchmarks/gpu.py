@@ -1,0 +1,108 @@
+"""LLaVA-1.5-7B on one GPU: how long pruning takes and what memory, and how fast what is left generates.
+
+    python benchmarks/gpu.py WORK
+
+A model of that shape with random bfloat16 weights is written into the folder WORK (14.1 GB, and as much again for the
+results). Every command runs as a user would run it, in a process of its own: `block_influence` on 50 rows of 700
+tokens, `taylor` on 10 with gradient checkpointing, and, of the paper's 30 %, prefill and decoding beside the original
+at 1, 8 and 32 rows.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from random_llava import make
+from random_models import PROCESSOR
+from transformers import AutoProcessor
+
+
+sys.path.append(str(PROCESSOR.parent))
+
+import scenes
+
+from optimum_mllm_prune.calibration.batches import make_batch
+from optimum_mllm_prune.calibration.row_forms import normalize_row
+
+
+COMMAND = "optimum_mllm_prune.commands"
+
+
+def write_rows(folder: Path, processor_folder: Path, number: int, tokens: int) -> None:
+    """Digit scenes whose question is lengthened until a row has about so many tokens."""
+    processor = AutoProcessor.from_pretrained(processor_folder)
+
+    def length(row: dict[str, Any]) -> int:
+        return make_batch(processor, [normalize_row(row)]).inputs["input_ids"].shape[1]
+
+    def lengthened(row: dict[str, Any], words: int) -> dict[str, Any]:
+        asked, *rest = row["messages"]
+        image, text = asked["content"]
+        text = {**text, "text": text["text"] + " digit" * words}
+        return {**row, "messages": [{**asked, "content": [image, text]}, *rest]}
+
+    drawn = list(scenes.build(number, 1)["train"])
+    short, longer = (length(lengthened(drawn[0], words)) for words in (0, 64))
+    words = [round((tokens - length(row)) * 64 / (longer - short)) for row in drawn]
+    made = [lengthened(row, more) for row, more in zip(drawn, words, strict=True)]
+    print(f"rows of {length(made[0])} tokens, of which the image takes most", flush=True)
+    Dataset.from_list(made, features=scenes.build(1, 1)["train"].features).save_to_disk(folder)
+
+
+def run(name: str, *words: object) -> float:
+    """A command; its seconds from start to end."""
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-m", f"{COMMAND}.{name}", *map(str, words)], check=True)
+    return time.perf_counter() - start
+
+
+def pruned(work: Path, name: str, *words: object) -> None:
+    """Prune, and print what it took."""
+    output = work / name
+    asked = ("--model", work / "model", output, "--ratio", "0.3", "--dataset", work / "rows", "--overwrite", *words)
+    seconds = run("prune", *asked)
+    report = json.loads((output / "pruning_report.json").read_text())
+    stages = ", ".join(f"{stage} {value:.1f}" for stage, value in report["timings_seconds"].items())
+    floors = ", ".join(f"{stage} {value:.1f}" for stage, value in report["floor_seconds"].items())
+    gpu, cpu = (report["peak_memory_bytes"][kind] / 1e9 for kind in ("gpu", "cpu"))
+    print(f"RESULT {name}: whole command {seconds:.1f} s; peak {gpu:.2f} GB of GPU, {cpu:.2f} GB of memory")
+    print(f"RESULT {name}: stages, s: {stages}; floors, s: {floors}", flush=True)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("work", type=Path, help="folder for the model and the results")
+    parser.add_argument("--layers", type=int, default=32)
+    parser.add_argument("--rows", type=int, default=50)
+    parser.add_argument("--gradient-rows", type=int, default=10)
+    parser.add_argument("--tokens", type=int, default=700)
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--new-tokens", type=int, default=32)
+    parser.add_argument("--device", default="cuda")
+    args = parser.parse_args()
+    work, device = args.work, ("--device", args.device)
+    if args.device == "cuda":
+        print(f"RESULT on {torch.cuda.get_device_name()}, torch {torch.__version__}")
+    if not (work / "model").exists():
+        make(work / "model", PROCESSOR, args.layers, device=args.device)
+    write_rows(work / "rows", work / "model", args.rows, args.tokens)
+    scored = ("--repair", "none", *device)
+    by_layer = ("--method", "layer", "--importance", "block_influence", "--num-samples", args.rows)
+    by_width = ("--method", "width", "--importance", "taylor", "--num-samples", args.gradient_rows)
+    pruned(work, "layers", *by_layer, *scored)
+    pruned(work, "width", *by_width, "--gradient-checkpointing", *scored)
+    for name in ("layers", "width"):
+        measured = ("--efficiency", "--efficiency-batch-sizes", *args.batch_sizes)
+        measured += ("--efficiency-tokens", args.new_tokens, "--overwrite", *device)
+        run("eval", "--model", work / name, "--baseline", work / "model", work / f"{name}-evaluation", *measured)
+
+
+if __name__ == "__main__":
+    main()
