@@ -4,8 +4,8 @@
 
 A model of that shape with random bfloat16 weights is written into the folder WORK (14.1 GB, and as much again for the
 results). Every command runs as a user would run it, in a process of its own: `block_influence` on 50 rows of 700
-tokens, `taylor` on 10 with gradient checkpointing, and, of the paper's 30 %, prefill and decoding beside the original
-at 1, 8 and 32 rows.
+tokens, `taylor` on 10 with gradient checkpointing, the default of width (`reconstruction`, then the repair) on 128,
+and, of the paper's 30 %, prefill and decoding beside the original at 1, 8 and 32 rows. `--only` runs some of them.
 """
 
 import argparse
@@ -32,6 +32,7 @@ from optimum_mllm_prune.calibration.row_forms import normalize_row
 
 
 COMMAND = "optimum_mllm_prune.commands"
+PARTS = ("layers", "width", "default", "speed")
 
 
 def write_rows(folder: Path, processor_folder: Path, number: int, tokens: int) -> None:
@@ -80,12 +81,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path, help="folder for the model and the results")
     parser.add_argument("--layers", type=int, default=32)
-    parser.add_argument("--rows", type=int, default=50)
+    parser.add_argument("--rows", type=int, default=128)
+    parser.add_argument("--forward-rows", type=int, default=50)
     parser.add_argument("--gradient-rows", type=int, default=10)
     parser.add_argument("--tokens", type=int, default=700)
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--new-tokens", type=int, default=32)
     parser.add_argument("--device", default="cuda")
+    parser.add_argument(
+        "--only", nargs="+", choices=PARTS, default=PARTS, help="what to run; speed needs the first two"
+    )
     args = parser.parse_args()
     work, device = args.work, ("--device", args.device)
     if args.device == "cuda":
@@ -94,11 +99,15 @@ def main() -> None:
         make(work / "model", PROCESSOR, args.layers, device=args.device)
     write_rows(work / "rows", work / "model", args.rows, args.tokens)
     scored = ("--repair", "none", *device)
-    by_layer = ("--method", "layer", "--importance", "block_influence", "--num-samples", args.rows)
+    by_layer = ("--method", "layer", "--importance", "block_influence", "--num-samples", args.forward_rows)
     by_width = ("--method", "width", "--importance", "taylor", "--num-samples", args.gradient_rows)
-    pruned(work, "layers", *by_layer, *scored)
-    pruned(work, "width", *by_width, "--gradient-checkpointing", *scored)
-    for name in ("layers", "width"):
+    if "layers" in args.only:
+        pruned(work, "layers", *by_layer, *scored)
+    if "width" in args.only:
+        pruned(work, "width", *by_width, "--gradient-checkpointing", *scored)
+    if "default" in args.only:
+        pruned(work, "default", "--method", "width", *device)
+    for name in ("layers", "width") if "speed" in args.only else ():
         measured = ("--efficiency", "--efficiency-batch-sizes", *args.batch_sizes)
         measured += ("--efficiency-tokens", args.new_tokens, "--overwrite", *device)
         run("eval", "--model", work / name, "--baseline", work / "model", work / f"{name}-evaluation", *measured)

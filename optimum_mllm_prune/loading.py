@@ -19,6 +19,7 @@ from transformers.utils.hub import cached_file, extract_commit_hash
 from .backbone import model_class_of
 from .configuration import PruningConfig
 from .errors import UserInputError, first_line, is_out_of_memory
+from .memory import give_back_at_once
 from .quiet import quiet
 
 
@@ -183,9 +184,11 @@ def with_origin(
 @contextmanager
 def _read_not_mapped(device_map: Any) -> Iterator[None]:
     """Inside, where some weights are to stay on disk, transformers reads files of weights and does not map them: what
-    was looked at of a mapped file counts as memory taken until all is loaded."""
+    was looked at of a mapped file counts as memory taken until all is loaded. What is free is given back from then on.
+    """
     own = modeling_utils.safe_open
     if isinstance(device_map, dict) and "disk" in device_map.values():
+        give_back_at_once()
         modeling_utils.safe_open = lambda *args, **options: own(*args, **options | {"backend": "pread"})
     try:
         yield

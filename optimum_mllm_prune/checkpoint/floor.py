@@ -14,10 +14,10 @@ from ..backbone import Backbone
 from ..importance.registry import METRICS
 
 
-_SAMPLE_BYTES = 16_000_000
+_SAMPLE_BYTES = 8_192_000
 # A side of the matrices that are multiplied: a CPU thread takes some 30 ms for the one, a GPU 1 ms for the other.
 _SIDE = {"cpu": 1024, "cuda": 8192}
-_TRIES = 3
+_TRIES = 5
 
 
 def product_rate(model: PreTrainedModel) -> dict[str, float]:
@@ -41,9 +41,9 @@ def disk_rates(folder: Path) -> dict[str, float]:
     """{"bytes_read_per_second", "bytes_written_per_second"} of a file in `folder`, which is removed again.
 
     It is read from the system's cache into memory that is there, and counts as written when the system has taken it;
-    the best of three.
+    the best of five.
     """
-    sample, content = folder / ".rate", bytearray(os.urandom(_SAMPLE_BYTES))
+    sample, content = folder / ".rate", bytearray(os.urandom(_SAMPLE_BYTES // 64) * 64)
     reading, writing = [], []
     try:
         for _ in range(_TRIES):

@@ -18,6 +18,7 @@ from transformers import AutoModelForImageTextToText, PreTrainedConfig, PreTrain
 from ..backbone import is_offloaded
 from ..backbone.skeleton import attention_implementations
 from ..errors import VerificationError, is_out_of_memory
+from ..memory import OWN_PIECE, OWN_PIECE_VARIABLE
 from . import reload
 
 
@@ -194,6 +195,8 @@ def _run(scratch: Path, job: dict[str, Any]) -> dict[str, Any]:
     # The program is handed over as text, and the folder of this package is not on the path of the process.
     source = Path(reload.__file__).read_text(encoding="utf-8")
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    if "disk" in job["device_map"].values():
+        environment[OWN_PIECE_VARIABLE] = str(OWN_PIECE)
     done = subprocess.run(
         [sys.executable, "-c", source, str(scratch / "job.json")],
         cwd=scratch,

@@ -71,7 +71,8 @@ def _panel(inverse: Tensor, products: Tensor, width: int) -> tuple[Tensor, Tenso
     gone = torch.zeros(width, dtype=torch.long, device=inverse.device)
     of_inverse, of_products = inverse.diagonal().clone(), products.diagonal().clone()
     for number in range(width):
-        chosen = (of_products / of_inverse).argmin()
+        # As a number it is fetched from a GPU once, and not at every use.
+        chosen = int((of_products / of_inverse).argmin())
         before, own_a, own_u = slice(number), a[:number, chosen], u[:number, chosen]
         column = inverse[chosen] - (own_a * pivots[before]) @ a[before]
         product = products[chosen] - own_a @ u[before] - own_u @ a[before]
