@@ -1,4 +1,4 @@
-"""Where a model's weights go that is larger than memory: its decoder layers wait on disk, the rest is loaded."""
+"""Where a model's weights go that is larger than memory: decoder layers and head wait on disk, the rest is loaded."""
 
 from collections.abc import Iterable
 
@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig
 
-from .backbone import Backbone, model_class_of
+from .backbone import Backbone, model_class_of, own_head
 from .backbone.skeleton import count_parameters, skeleton
 from .errors import UserInputError
 from .memory import SHARE, free_bytes, taken_bytes
@@ -20,7 +20,7 @@ DISK = "disk"
 def layers_on_disk(
     config: PreTrainedConfig, max_memory: int | None, dtype: torch.dtype, device: str
 ) -> dict[str, str] | None:
-    """A device map with all decoder layers on disk; None where the whole model fits.
+    """A device map with all decoder layers on disk, and the head if it is no other's; None where the whole model fits.
 
     Args:
         config: of the model.
@@ -37,14 +37,18 @@ def layers_on_disk(
         return None
     prefix = Backbone(model_class_of(config), config).layers_prefix
     layers = model.get_submodule(prefix)
-    loaded = _bytes([model], dtype) - _bytes(layers, dtype)
-    needed = loaded + max(_bytes([layer], dtype) for layer in layers)
+    places = dict.fromkeys(_others(model, prefix), device)
+    head = own_head(model)
+    heads = {name for name, module in model.named_modules() if module is head}
+    away = [f"{prefix}.{i}" for i in range(len(layers))] + [name for name in places if name in heads]
+    parts = [model.get_submodule(name) for name in away]
+    needed = _bytes([model], dtype) - _bytes(parts, dtype) + max(_bytes([part], dtype) for part in parts)
     if needed > SHARE * free:
         raise UserInputError(
-            f"{in_gigabytes(max(free, 0))} of memory are too little: one decoder layer and all that is none take "
+            f"{in_gigabytes(max(free, 0))} of memory are too little: one decoder layer and all that stays take "
             f"{in_gigabytes(needed)}, and may take {SHARE:.0%}; allow {in_gigabytes(needed / SHARE - free)} more."
         )
-    return dict.fromkeys(_others(model, prefix), device) | {f"{prefix}.{i}": DISK for i in range(len(layers))}
+    return places | dict.fromkeys(away, DISK)
 
 
 def _others(model: nn.Module, prefix: str) -> Iterable[str]:

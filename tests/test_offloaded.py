@@ -16,7 +16,15 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from optimum_mllm_prune import MLLMPruner, PruningConfig, UserInputError
-from optimum_mllm_prune.backbone import Backbone, in_memory, is_offloaded, model_class_of, weight_of, with_layouts
+from optimum_mllm_prune.backbone import (
+    Backbone,
+    in_memory,
+    is_offloaded,
+    model_class_of,
+    own_head,
+    weight_of,
+    with_layouts,
+)
 from optimum_mllm_prune.backbone.skeleton import count_parameters, skeleton
 from optimum_mllm_prune.calibration import progress, shelf, walk
 from optimum_mllm_prune.calibration.engine import run_calibration
@@ -49,6 +57,10 @@ def on_disk(config, device="cpu"):
     return layers_on_disk(config, limit, torch.float32, device)
 
 
+def layers_of(model):
+    return Backbone.of(model).layers_prefix
+
+
 @pytest.fixture(scope="module")
 def digits():
     return on_disk(AutoConfig.from_pretrained(DIGITS))
@@ -64,20 +76,19 @@ def test_it_computes_what_the_whole_model_does(family, tmp_path):
     whole = FAMILIES[family].build()
     whole.save_pretrained(tmp_path / "model")
     device_map = on_disk(whole.config)
-    assert sum(place == "disk" for place in device_map.values()) == len(
-        whole.get_submodule(Backbone.of(whole).layers_prefix)
-    )
+    away = len(whole.get_submodule(layers_of(whole))) + (own_head(whole) is not None)
+    assert sum(place == "disk" for place in device_map.values()) == away
     loaded = load_model(str(tmp_path / "model"), whole.config, device_map=device_map)
     layers = loaded.get_submodule(Backbone.of(loaded).layers_prefix)
     assert is_offloaded(loaded) and all(p.is_meta for p in layers.parameters())
-    others = [p for name, p in loaded.named_parameters() if not name.startswith(Backbone.of(loaded).layers_prefix)]
-    assert not any(p.is_meta for p in others)
+    outside = {name for name, p in loaded.named_parameters() if p.is_meta and layers_of(loaded) not in name}
+    assert outside == ({"lm_head.weight"} if own_head(whole) else set())
     inputs = FAMILIES[family].inputs(whole.config)
     with torch.no_grad():
         expected = whole(**inputs).logits
         assert torch.allclose(loaded(**inputs).logits, expected, atol=1e-5)
         with in_memory(layers):
-            assert not is_offloaded(loaded)
+            assert not any(p.is_meta for p in layers.parameters())
             assert torch.allclose(loaded(**inputs).logits, expected, atol=1e-5)
     assert all(p.is_meta for p in layers.parameters())
     for name, parameter in whole.named_parameters():
@@ -284,7 +295,7 @@ def test_what_fits_stays_whole():
 def test_memory_that_not_even_one_layer_fits_in():
     with pytest.raises(UserInputError) as told:
         layers_on_disk(AutoConfig.from_pretrained(DIGITS), psutil.Process().memory_info().rss, torch.float32, "cpu")
-    assert " of memory are too little: one decoder layer and all that is none take 2." in str(told.value)
+    assert " of memory are too little: one decoder layer and all that stays take 2." in str(told.value)
     assert str(told.value).endswith(" more.")
 
 

@@ -40,14 +40,26 @@ def refuse_offloaded(model: PreTrainedModel, what: str) -> None:
 
 
 def refuse_offloaded_outside(model: PreTrainedModel, layers: str) -> None:
-    """Raise UserInputError where weights are offloaded that are not those of the decoder layers, named `layers`."""
-    names = [name for name, parameter in model.named_parameters() if parameter.is_meta]
-    others = [name for name in names if not name.startswith(f"{layers}.")]
+    """Raise UserInputError where weights are offloaded that are not those of the decoder layers, named `layers`, or of
+    the head alone."""
+    head = own_head(model)
+    allowed = set() if head is None else {id(parameter) for parameter in head.parameters()}
+    offloaded = [name for name, p in model.named_parameters() if p.is_meta and id(p) not in allowed]
+    others = [name for name in offloaded if not name.startswith(f"{layers}.")]
     if others:
         raise UserInputError(
             f"weights outside the decoder layers are offloaded (first: {others[0]}): load the model with a max_memory "
             "or a device, and without a device_map."
         )
+
+
+def own_head(model: PreTrainedModel) -> nn.Module | None:
+    """The output embeddings, if they share no weight with the token embeddings."""
+    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    if head is None:
+        return None
+    theirs = {id(parameter) for parameter in embeddings.parameters()}
+    return None if any(id(parameter) in theirs for parameter in head.parameters()) else head
 
 
 def weight_of(model: PreTrainedModel, name: str) -> Tensor:

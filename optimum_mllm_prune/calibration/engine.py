@@ -134,7 +134,7 @@ def _pass(model: PreTrainedModel, batch: Batch, backward: bool) -> None:
             (answer_loss(model, batch) * loss_scale(model)).backward()
     else:
         with torch.no_grad():
-            model(**batch.inputs, **_logits_to_keep(model, 1))
+            model(**batch.inputs, use_cache=False, **_logits_to_keep(model, 1))
 
 
 def _logits_to_keep(model: PreTrainedModel, count: int) -> dict[str, Any]:
