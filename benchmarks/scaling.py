@@ -2,8 +2,9 @@
 
     python benchmarks/scaling.py docs/performance
 
-Every point is a process of its own, on a LLaVA with random weights; memory is the peak above the loaded model. The
-exponent is the slope of a line through the logarithms: 1 is in proportion. Writes `scaling.png` and `scaling.json`.
+Every point is a process of its own, on a LLaVA with random weights; time is that of the CPU, which other processes on
+the machine disturb least, and memory the peak above the loaded model. The exponent is the slope of a line through the
+logarithms: 1 is in proportion. Writes `scaling.png` and `scaling.json`.
 """
 
 import argparse
@@ -29,7 +30,7 @@ SERIES = {
     "tokens": [(8, 1024, 4), (8, 1024, 8), (8, 1024, 16), (8, 1024, 32)],
     "layers": [(4, 512, 8), (8, 512, 8), (16, 512, 8), (32, 512, 8)],
 }
-MEASURED = {"seconds": "seconds", "peak": "peak memory above the model, GB"}
+MEASURED = {"seconds": "CPU seconds", "peak": "peak memory above the model, GB"}
 
 
 def measure(importance: str, layers: int, width: int, rows: int, threads: int) -> dict[str, float]:
@@ -37,9 +38,9 @@ def measure(importance: str, layers: int, width: int, rows: int, threads: int) -
     torch.set_num_threads(threads)
     pruner = MLLMPruner(random_model(layers, width), adapted_processor())
     config = PruningConfig(method=METHODS[importance], importance=importance, num_samples=rows)
-    loaded, start = peak_memory()["cpu"], time.perf_counter()
+    loaded, start = peak_memory()["cpu"], time.process_time()
     pruner.score(config, [synthetic_row(seed) for seed in range(rows)])
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     return {
         "seconds": seconds,
         "peak": (peak_memory()["cpu"] - loaded) / 1e9,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..backbone import Backbone
@@ -15,33 +16,37 @@ from ..importance.registry import METRICS
 
 
 _SAMPLE_BYTES = 8_192_000
-# A side of the matrices that are multiplied: a CPU thread takes some 30 ms for the one, a GPU 1 ms for the other.
-_SIDE = {"cpu": 1024, "cuda": 8192}
-_TRIES = 5
+_TRIES = 3
+# Sides of the matrices that are multiplied, from the first on doubled until a product takes so many seconds.
+_SIDES = (256, 512, 1024, 2048, 4096, 8192)
+_LONG_ENOUGH = 0.01
 
 
 def product_rate(model: PreTrainedModel) -> dict[str, float]:
     """{"operations_per_second"} of a product of two matrices where the model is and in its number format, at best:
-    2 m k n of them for (m, k) by (k, n).
+    2 m k n of them for (m, k) by (k, n). Matrices are as large as it takes to keep the device busy for a while."""
+    rate = 0.0
+    for side in _SIDES:
+        matrix = torch.full((side, side), 0.5, device=model.device, dtype=model.dtype)
+        seconds = min(_seconds_of_product(matrix) for _ in range(_TRIES))
+        rate = max(rate, 2 * side**3 / seconds)
+        if seconds > _LONG_ENOUGH:
+            break
+    return {"operations_per_second": rate}
 
-    The first product does not count: libraries prepare themselves in it.
-    """
-    side = _SIDE.get(model.device.type, _SIDE["cpu"])
-    matrix = torch.full((side, side), 0.5, device=model.device, dtype=model.dtype)
-    seconds = []
-    for _ in range(1 + _TRIES):
-        start = time.perf_counter()
-        # Reading a number waits for the device.
-        torch.mm(matrix, matrix)[0, 0].item()
-        seconds.append(time.perf_counter() - start)
-    return {"operations_per_second": 2 * side**3 / min(seconds[1:])}
+
+def _seconds_of_product(matrix: Tensor) -> float:
+    start = time.perf_counter()
+    # Reading a number waits for the device.
+    torch.mm(matrix, matrix)[0, 0].item()
+    return time.perf_counter() - start
 
 
 def disk_rates(folder: Path) -> dict[str, float]:
     """{"bytes_read_per_second", "bytes_written_per_second"} of a file in `folder`, which is removed again.
 
     It is read from the system's cache into memory that is there, and counts as written when the system has taken it;
-    the best of five.
+    the best of three.
     """
     sample, content = folder / ".rate", bytearray(os.urandom(_SAMPLE_BYTES // 64) * 64)
     reading, writing = [], []
