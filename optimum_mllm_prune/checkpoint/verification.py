@@ -100,7 +100,8 @@ def reference_of(model: PreTrainedModel, inputs: dict[str, Tensor], layers: str,
     placed = {name: value.to(model.device) for name, value in inputs.items()}
     return Reference(
         inputs={name: value.cpu() for name, value in placed.items()},
-        logits=model(**placed).logits.cpu(),
+        # A cache of all layers takes more memory than one of them; generation looks at it.
+        logits=model(**placed, use_cache=False).logits.cpu(),
         model_class=auto_class(model),
         dtype=model.dtype,
         device_map=_device_map(model),
