@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from apart import measured_apart
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter, NullLocator
 from random_models import adapted_processor, random_model
 
 from optimum_mllm_prune import MLLMPruner, PruningConfig
@@ -65,6 +66,9 @@ def plot(found: dict[str, dict[str, list[dict]]], file: Path) -> None:
             for importance, points in found[varied].items():
                 x, y = [point[varied] for point in points], [point[name] for point in points]
                 one.loglog(x, y, marker="o", label=f"{importance}: {exponent(x, y):.2f}")
+            one.xaxis.set_minor_locator(NullLocator())
+            one.set_xticks(x, [f"{value / 1e6:.0f} M" if value > 1e6 else str(value) for value in x])
+            one.yaxis.set_minor_formatter(NullFormatter())
             one.set_xlabel(varied)
             one.set_ylabel(label)
             one.grid(which="both", alpha=0.3)

@@ -32,7 +32,7 @@ def error(scores, kind, removed):
 
 
 @pytest.mark.parametrize("dear", ["heads", "channels"])
-@pytest.mark.parametrize("ratio", [0.15, 0.4])
+@pytest.mark.parametrize("ratio", [0.15, pytest.param(0.4, marks=pytest.mark.slow)])
 def test_all_splits(dear, ratio):
     scores = scores_of(dear)
     made = account(llava_7b(), PruningConfig(importance="reconstruction", ratio=ratio), scores)

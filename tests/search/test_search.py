@@ -176,6 +176,7 @@ def test_bounds_that_are_not_known(found, tmp_path):
     assert made.table()[2][3:] == ("2.000", "-", "-")
 
 
+@pytest.mark.slow
 def test_what_overflows_is_left_out(pruner, rows, monkeypatch):
     held_out = [rows["train"][i] for i in range(4)]
     config = PruningConfig(ratio=0.5, importance="magnitude_l2")

@@ -29,6 +29,7 @@ def test_of_a_fresh_process(tmp_path):
 
 
 @LINUX
+@pytest.mark.slow
 def test_without_a_processor(tmp_path):
     tiny_llava.model().save_pretrained(tmp_path)
     found = measured(tmp_path, (2,), with_images=False, dtype=torch.bfloat16)
