@@ -240,6 +240,17 @@ class TestPlaces:
         with pytest.raises(VerificationError, match="does not load in a fresh process"):
             verify(checkpoint, replace(reference, device_map=wrong), has_processor=False)
 
+    @pytest.mark.parametrize(("place", "said"), [("disk", "1048576"), ("cpu", "None")])
+    def test_where_layers_wait_on_disk_it_gives_memory_back_at_once(
+        self, checkpoint, reference, monkeypatch, tmp_path, place, said
+    ):
+        monkeypatch.delenv("MALLOC_MMAP_THRESHOLD_", raising=False)
+        told = 'raise RuntimeError(os.environ.get("MALLOC_MMAP_THRESHOLD_"))'
+        (tmp_path / "reload.py").write_text(f"import os\n{told}\n")
+        monkeypatch.setattr(reload, "__file__", str(tmp_path / "reload.py"))
+        with pytest.raises(VerificationError, match=f"RuntimeError: {said}$"):
+            verify(checkpoint, replace(reference, device_map={"model": "cpu", LAYERS: place}), has_processor=False)
+
 
 class TestOutOfMemory:
     @pytest.mark.parametrize(
