@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..backbone import Backbone
+from ..errors import is_out_of_memory
 from ..importance.registry import METRICS
 
 
@@ -24,20 +24,27 @@ _LONG_ENOUGH = 0.01
 
 def product_rate(model: PreTrainedModel) -> dict[str, float]:
     """{"operations_per_second"} of a product of two matrices where the model is and in its number format, at best:
-    2 m k n of them for (m, k) by (k, n). Matrices are as large as it takes to keep the device busy for a while."""
+    2 m k n of them for (m, k) by (k, n). Matrices are as large as it takes to keep the device busy for a while, or as
+    there is memory for."""
     rate = 0.0
     for side in _SIDES:
-        matrix = torch.full((side, side), 0.5, device=model.device, dtype=model.dtype)
-        seconds = min(_seconds_of_product(matrix) for _ in range(_TRIES))
+        try:
+            seconds = min(_seconds_of_product(side, model.device, model.dtype) for _ in range(_TRIES))
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error) or not rate:
+                raise
+            break
         rate = max(rate, 2 * side**3 / seconds)
         if seconds > _LONG_ENOUGH:
             break
     return {"operations_per_second": rate}
 
 
-def _seconds_of_product(matrix: Tensor) -> float:
-    start = time.perf_counter()
+def _seconds_of_product(side: int, device: torch.device, dtype: torch.dtype) -> float:
+    matrix = torch.full((side, side), 0.5, device=device, dtype=dtype)
     # Reading a number waits for the device.
+    matrix[0, 0].item()
+    start = time.perf_counter()
     torch.mm(matrix, matrix)[0, 0].item()
     return time.perf_counter() - start
 

@@ -45,6 +45,21 @@ def test_merged_layers_are_no_pass():
     assert "repair" not in floor(repair={"method": "merge", "merged": {}})
 
 
+def test_matrices_are_no_larger_than_memory_lets_them(monkeypatch):
+    multiply, sides = torch.mm, []
+
+    def mm(one, other):
+        sides.append(len(one))
+        if len(one) > 256:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return multiply(one, other)
+
+    monkeypatch.setattr(torch, "mm", mm)
+    monkeypatch.setattr("optimum_mllm_prune.checkpoint.floor._LONG_ENOUGH", 1e9)
+    assert product_rate(tiny_llava.model())["operations_per_second"] > 0
+    assert sides == [256, 256, 256, 512]
+
+
 def test_the_rates_of_this_machine(tmp_path):
     found = product_rate(tiny_llava.model()) | disk_rates(tmp_path)
     assert found.keys() == RATES.keys() and min(found.values()) > 0
