@@ -16,7 +16,7 @@ import sys
 import sysconfig
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -40,6 +40,11 @@ def seconds_of(work: Callable[[], object]) -> float:
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
+
+
+def told(seconds: Mapping[str, float]) -> str:
+    """Stages and what they took, in words."""
+    return ", ".join(f"{stage} {value:.1f}" for stage, value in seconds.items())
 
 
 def started() -> float:
@@ -109,8 +114,8 @@ def main() -> None:
     stages, floor = (
         {name: statistics.median(turn[i][name] for turn in turns) for name in turns[0][i]} for i in (0, 1)
     )
-    print("stages, s:", ", ".join(f"{name} {value:.1f}" for name, value in stages.items()))
-    print("floor, s:", ", ".join(f"{name} {value:.1f}" for name, value in floor.items()))
+    print("stages, s:", told(stages))
+    print("floor, s:", told(floor))
     bare = sum(floor[name] for name in ("start", "read", "passes", "write"))
     verified = stages.get("reference", 0) + stages["verification"]
     print(f"whole {stages['whole']:.1f} s, of which verification {verified:.1f} s; floor {bare:.1f} s")

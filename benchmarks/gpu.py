@@ -12,12 +12,12 @@ import argparse
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
+from floor import seconds_of, told
 from random_llava import make
 from random_models import PROCESSOR
 from transformers import AutoProcessor
@@ -58,9 +58,8 @@ def write_rows(folder: Path, processor_folder: Path, number: int, tokens: int) -
 
 def run(name: str, *words: object) -> float:
     """A command; its seconds from start to end."""
-    start = time.perf_counter()
-    subprocess.run([sys.executable, "-m", f"{COMMAND}.{name}", *map(str, words)], check=True)
-    return time.perf_counter() - start
+    command = [sys.executable, "-m", f"{COMMAND}.{name}", *map(str, words)]
+    return seconds_of(lambda: subprocess.run(command, check=True))
 
 
 def pruned(work: Path, name: str, *words: object) -> None:
@@ -69,11 +68,9 @@ def pruned(work: Path, name: str, *words: object) -> None:
     asked = ("--model", work / "model", output, "--ratio", "0.3", "--dataset", work / "rows", "--overwrite", *words)
     seconds = run("prune", *asked)
     report = json.loads((output / "pruning_report.json").read_text())
-    stages = ", ".join(f"{stage} {value:.1f}" for stage, value in report["timings_seconds"].items())
-    floors = ", ".join(f"{stage} {value:.1f}" for stage, value in report["floor_seconds"].items())
     gpu, cpu = (report["peak_memory_bytes"][kind] / 1e9 for kind in ("gpu", "cpu"))
-    print(f"RESULT {name}: whole command {seconds:.1f} s; peak {gpu:.2f} GB of GPU, {cpu:.2f} GB of memory")
-    print(f"RESULT {name}: stages, s: {stages}; floors, s: {floors}", flush=True)
+    print(f"{name}: whole command {seconds:.1f} s; peak {gpu:.2f} GB of GPU, {cpu:.2f} GB of memory")
+    print(f"stages, s: {told(report['timings_seconds'])}; floors, s: {told(report['floor_seconds'])}", flush=True)
 
 
 def main() -> None:
@@ -94,7 +91,7 @@ def main() -> None:
     args = parser.parse_args()
     work, device = args.work, ("--device", args.device)
     if args.device == "cuda":
-        print(f"RESULT on {torch.cuda.get_device_name()}, torch {torch.__version__}")
+        print(f"on {torch.cuda.get_device_name()}, torch {torch.__version__}")
     if not (work / "model").exists():
         make(work / "model", PROCESSOR, args.layers, device=args.device)
     write_rows(work / "rows", work / "model", args.rows, args.tokens)

@@ -52,9 +52,8 @@ def test_scores_are_those_of_the_cpu(method, importance, trained):
 @pytest.mark.parametrize(("method", "importance"), [("layer", "block_influence"), ("width", "taylor")])
 def test_layers_that_wait_on_disk(method, importance, trained):
     config = AutoConfig.from_pretrained(trained)
-    device_map = layers_on_disk(
-        config, int(sum(f.stat().st_size for f in trained.glob("*.safetensors"))), torch.float32, "cuda"
-    )
+    weights = sum(file.stat().st_size for file in trained.glob("*.safetensors"))
+    device_map = layers_on_disk(config, weights, torch.float32, "cuda")
     assert "disk" in device_map.values()
     whole, lazily = (
         scored(trained, method, importance, **where) for where in ({"device": "cuda"}, {"device_map": device_map})
