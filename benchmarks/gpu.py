@@ -35,7 +35,7 @@ COMMAND = "optimum_mllm_prune.commands"
 PARTS = ("layers", "width", "default", "speed")
 
 
-def write_rows(folder: Path, processor_folder: Path, number: int, tokens: int) -> None:
+def write_rows(folder: Path, processor_folder: Path, number: int, tokens: int, seed: int) -> None:
     """Digit scenes whose question is lengthened until a row has about so many tokens."""
     processor = AutoProcessor.from_pretrained(processor_folder)
 
@@ -48,7 +48,7 @@ def write_rows(folder: Path, processor_folder: Path, number: int, tokens: int) -
         text = {**text, "text": text["text"] + " digit" * words}
         return {**row, "messages": [{**asked, "content": [image, text]}, *rest]}
 
-    drawn = list(scenes.build(number, 1)["train"])
+    drawn = list(scenes.build(number, 1, seed)["train"])
     short, longer = (length(lengthened(drawn[0], words)) for words in (0, 64))
     words = [round((tokens - length(row)) * 64 / (longer - short)) for row in drawn]
     made = [lengthened(row, more) for row, more in zip(drawn, words, strict=True)]
@@ -84,6 +84,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=700)
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--new-tokens", type=int, default=32)
+    parser.add_argument("--seed", type=int, default=0, help="which rows are drawn (0)")
     parser.add_argument("--device", default="cuda")
     parser.add_argument(
         "--only", nargs="+", choices=PARTS, default=PARTS, help="what to run; speed needs the first two"
@@ -94,7 +95,7 @@ def main() -> None:
         print(f"on {torch.cuda.get_device_name()}, torch {torch.__version__}")
     if not (work / "model").exists():
         make(work / "model", PROCESSOR, args.layers, device=args.device)
-    write_rows(work / "rows", work / "model", args.rows, args.tokens)
+    write_rows(work / "rows", work / "model", args.rows, args.tokens, args.seed)
     scored = ("--repair", "none", *device)
     by_layer = ("--method", "layer", "--importance", "block_influence", "--num-samples", args.forward_rows)
     by_width = ("--method", "width", "--importance", "taylor", "--num-samples", args.gradient_rows)

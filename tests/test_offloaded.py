@@ -230,12 +230,13 @@ def test_every_layer_is_fetched_once(digits, monkeypatch):
     assert [fetched.count(number) for number in range(len(layers))] == [2] * (len(layers) - 1) + [3]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "wish",
     [
-        pytest.param({"num_layers": 3, "importance": "block_influence"}, marks=pytest.mark.slow),
+        {"num_layers": 3, "importance": "block_influence"},
         {"ratio": 0.3, "importance": "wanda"},
-        pytest.param({"ratio": 0.4, "method": "mixed", "importance": "magnitude_l2"}, marks=pytest.mark.slow),
+        {"ratio": 0.4, "method": "mixed", "importance": "magnitude_l2"},
     ],
     ids=["layers", "width", "mixed"],
 )

@@ -177,7 +177,7 @@ def test_a_push_that_fails_keeps_the_checkpoint(command, llava, unverified, cwd)
     assert (cwd / "out" / "model.safetensors").is_file()
 
 
-@pytest.mark.parametrize("moment", ["calibrating", "saving"])
+@pytest.mark.parametrize("moment", ["calibrating", pytest.param("saving", marks=pytest.mark.slow)])
 def test_ctrl_c(moment, llava, rows, cwd):
     program = Path(sysconfig.get_path("scripts")) / "optimum-cli"
     # One row a pass, many times over, so that the bar is seen long before the end.

@@ -13,6 +13,7 @@ HIDDEN = ("--method", "hidden")
 SIZE = 160
 
 
+@pytest.mark.slow
 def test_all_the_way(llava, rows, tmp_path):
     words = ["--model", llava, "out", *HIDDEN, "--ratio", "0.2", "--dataset", rows, "--num-samples", "6"]
     done = optimum_cli(*words, folder=tmp_path)

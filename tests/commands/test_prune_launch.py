@@ -11,6 +11,7 @@ ALONE = "{} out, or start without accelerate launch (mllm-recover and mllm-eval 
 NO_ROWS = "several processes share calibration rows, and none are read: start without accelerate launch."
 
 
+@pytest.mark.slow
 def test_two_processes_make_what_one_does(command, llava, rows, cwd):
     words = ["--model", llava, "--dataset", rows, "--importance", "taylor_group", "--num-samples", "4"]
     words += ["--ratio", "0.2", "--repair", "none", "--batch-size", "2"]

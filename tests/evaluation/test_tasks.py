@@ -105,9 +105,8 @@ def pruned(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize(
-    ("checkpoint", "limit"), [("whole", None), pytest.param("pruned", 60, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("checkpoint", "limit"), [("whole", None), ("pruned", 60)])
 def test_the_score_of_lm_eval_is_ours(checkpoint, limit, digit_scenes, pruned, monkeypatch):
     folder, rows = digit_scenes
     rows = rows.select(range(limit or len(rows)))

@@ -105,6 +105,7 @@ def test_a_stranger_gets_the_same_model(module_hub, pushed, home, env):
     assert all(pulled[name].equal(local[name]) for name in local)
 
 
+@pytest.mark.slow
 def test_a_push_that_is_refused_is_one_line_and_keeps_the_checkpoint(tmp_path, env):
     words = ["--model", DIGITS, "out", "--importance", "magnitude_l2", "--push-to-hub", "--repo-id", "you/it"]
     done = mllm_prune(*words, "--private", "--push-revision", "next", folder=tmp_path, env=env)

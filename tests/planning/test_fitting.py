@@ -81,6 +81,7 @@ def test_what_fits_fits_and_is_the_least_that_does(method):
     assert ratio_for_bytes(llava_7b(), wish(method), available, BF16) < ratio
 
 
+@pytest.mark.slow
 def test_what_a_plan_is_asked_for_besides_is_kept():
     even, mlp = (wish("width", head_share=share, ratio=0.9) for share in (1.0, 0.0))
     load = Load(BF16, 4, 4096, 1)

@@ -254,6 +254,7 @@ def test_too_few_rows_are_told():
     assert not repaired(pruner(), needed + 2, method="width", ratio=0.2)[3].notes
 
 
+@pytest.mark.slow
 def test_sixteen_bits():
     made = MLLMPruner.from_pretrained(str(DIGITS), device="cpu", dtype="bfloat16")
     _, _, mended, done = repaired(made, method="width", ratio=0.3)

@@ -204,6 +204,7 @@ def test_what_overflows_is_left_out(pruner, rows, monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_a_window_too_short_for_the_timed_prompt(pruner, rows, monkeypatch):
     monkeypatch.setattr(pruner.model.config.text_config, "max_position_embeddings", 70)
     train = [rows["train"][i] for i in range(4)]

@@ -55,6 +55,7 @@ def test_a_process_that_runs_out_of_memory(monkeypatch, tmp_path, returncode, st
 
 
 @LINUX
+@pytest.mark.slow
 def test_a_process_that_fails(tmp_path):
     with pytest.raises(RuntimeError, match=f"the memory of '{tmp_path.name}' cannot be measured: .*UserInputError"):
         measured(tmp_path)
