@@ -65,27 +65,30 @@ def _single(weight: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _panel(inverse: Tensor, products: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """The next columns to go and what they add; brings H and T up to date in place."""
+    """The next columns to go and what they add; brings H and T up to date in place.
+
+    A GPU is done with one column sooner than it is told what to do: so little is asked of it as can be.
+    """
     a, u = inverse.new_zeros(2, width, len(inverse))
-    pivots, costs = inverse.new_zeros(2, width)
-    gone = torch.zeros(width, dtype=torch.long, device=inverse.device)
+    pivots, tops = inverse.new_zeros(2, width)
     of_inverse, of_products = inverse.diagonal().clone(), products.diagonal().clone()
+    gone = []
     for number in range(width):
         # As a number it is fetched from a GPU once, and not at every use.
         chosen = int((of_products / of_inverse).argmin())
+        gone.append(chosen)
         before, own_a, own_u = slice(number), a[:number, chosen], u[:number, chosen]
-        column = inverse[chosen] - (own_a * pivots[before]) @ a[before]
-        product = products[chosen] - own_a @ u[before] - own_u @ a[before]
-        pivots[number], gone[number] = column[chosen], chosen
-        costs[number] = product[chosen] / column[chosen]
-        a[number] = column / column[chosen]
-        u[number] = product - 0.5 * product[chosen] * a[number]
-        of_inverse -= pivots[number] * a[number].square()
-        of_products -= 2 * a[number] * u[number]
+        column = torch.addmv(inverse[chosen], a[before].T, own_a * pivots[before], alpha=-1)
+        product = torch.addmv(products[chosen], a[before].T, own_u, alpha=-1).addmv_(u[before].T, own_a, alpha=-1)
+        pivots[number], tops[number] = column[chosen], product[chosen]
+        torch.div(column, pivots[number], out=a[number])
+        torch.addcmul(product, a[number], tops[number], value=-0.5, out=u[number])
+        of_inverse.addcmul_(column, a[number], value=-1)
+        of_products.addcmul_(a[number], u[number], value=-2)
         of_inverse[chosen], of_products[chosen] = 1.0, math.inf
     inverse.addmm_(a.T * pivots, a, alpha=-1)
     products.addmm_(a.T, u, alpha=-1).addmm_(u.T, a, alpha=-1)
-    return gone, costs
+    return torch.tensor(gone, device=inverse.device), tops / pivots
 
 
 def _runs(weight: Tensor, inverse: Tensor, size: int) -> tuple[Tensor, Tensor]:
