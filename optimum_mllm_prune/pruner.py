@@ -16,6 +16,7 @@ from .checkpoint import (
     check_output,
     environment,
     free_memory,
+    fresh_process,
     generation_can_be_compared,
     license_of,
     product_rate,
@@ -101,8 +102,7 @@ class MLLMPruner:
             dtype: number format of the weights; "auto" as saved, on a CPU that is slow with it float32 until they are
                 saved.
             device, device_map: where to put it whole, by default on the first GPU, else the CPU; or how to spread it.
-            max_memory: bytes, or "6GB", that may be taken; by default what is free. Of a model that is larger, layers
-                stay on disk until they run, and are pruned there.
+            max_memory: bytes, or "6GB", to take; by default what is free. Layers beyond it stay on disk, pruned there.
             quantization: "8bit" or "4bit": held so by bitsandbytes, it can be scored and planned for, not pruned.
             revision, token, cache_dir: branch, tag or commit; for a private or gated model; folder of downloads.
 
@@ -246,14 +246,14 @@ class MLLMPruner:
             inputs = dict(verification_inputs or trial_inputs(self.model, self.processor))
             reference = reference_of(self.model, inputs, backbone.layers_prefix, generates)
         machine = product_rate(self.model) | environment(as_saved(self.model, self._saved_dtype))
-        with atomic_folder(output) as folder:
+        with atomic_folder(output) as folder, fresh_process(is_offloaded(self.model)) as fresh:
             with self.timings.of("saving"):
                 write_checkpoint(folder, self.model, self.processor, plan, scores, max_shard_size)
             if not keep_model:
                 self.model = None
                 free_memory()
             with self.timings.of("verification"):
-                verification = verify(folder, reference, self.processor is not None)
+                verification = verify(folder, reference, self.processor is not None, fresh)
             return write_record(
                 folder,
                 output.name,

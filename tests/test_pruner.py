@@ -58,7 +58,7 @@ def logits(model, inputs):
 def unverified(monkeypatch):
     """Spare the fresh process where the test is about something else."""
 
-    def agree(folder, reference, has_processor):
+    def agree(*_, **__):
         return Verification(0.0, [], [], True, 1e-7, True, "text", "LlavaForConditionalGeneration")
 
     monkeypatch.setattr(pruner, "verify", agree)
@@ -346,7 +346,7 @@ class TestMemory:
         object.__setattr__(made.model, "itself", made.model)
         alive = weakref.ref(made.model)
 
-        def look(folder, reference, has_processor):
+        def look(*_, **__):
             assert (alive() is not None) == kept
             return Verification(0.0, [], [], True, 1e-7, True, "text", "Any")
 

@@ -1,7 +1,8 @@
 """Runs in a fresh process, as text, without this package: loads a checkpoint as anyone would and looks at it.
 
-Reads a job (JSON) and its tensors (safetensors), writes what it found as JSON. Only torch, transformers,
-accelerate and safetensors are imported here: in that process an import of `optimum_mllm_prune` fails.
+Waits for a line that names a job (JSON), reads it and its tensors (safetensors), writes what it found as JSON. Only
+torch, transformers, accelerate and safetensors are imported here: in that process an import of `optimum_mllm_prune`
+fails.
 """
 
 import json
@@ -183,4 +184,6 @@ def _floats(module: nn.Module) -> list[torch.Tensor]:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    # All that is imported above is there by now. No job comes where the one who started this has ended.
+    if file := sys.stdin.readline().strip():
+        main(file)

@@ -1,11 +1,5 @@
 """The proof: a saved checkpoint, loaded in a fresh process without this package, is the model in memory."""
 
-import json
-import os
-import signal
-import subprocess
-import sys
-import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +11,9 @@ from transformers import AutoModelForImageTextToText, PreTrainedConfig, PreTrain
 
 from ..backbone import is_offloaded
 from ..backbone.skeleton import attention_implementations
-from ..errors import VerificationError, is_out_of_memory
-from ..memory import OWN_PIECE, OWN_PIECE_VARIABLE
+from ..errors import VerificationError
 from . import reload
+from .fresh import FreshProcess
 
 
 # Logits with and without a cache in float32, as a share of the largest logit. Rounding gives at most 4e-5 (measured on
@@ -113,20 +107,20 @@ def reference_of(model: PreTrainedModel, inputs: dict[str, Tensor], layers: str,
     )
 
 
-def verify(folder: Path, reference: Reference, has_processor: bool) -> Verification:
+def verify(folder: Path, reference: Reference, has_processor: bool, fresh: FreshProcess) -> Verification:
     """Load `folder` in a fresh process in which this package cannot be imported, and compare.
 
     Args:
         folder: the checkpoint.
         reference: what the model in memory said.
         has_processor: whether the folder holds a processor, to be loaded as well.
+        fresh: the process.
 
     Raises:
         VerificationError: it does not load, or differs in anything.
         MemoryError: the process ran out of memory.
     """
-    with tempfile.TemporaryDirectory(prefix="mllm-prune-") as scratch:
-        found = _run(Path(scratch), _job(Path(scratch), folder, reference, has_processor))
+    found = fresh.findings(_job(fresh.scratch, folder, reference, has_processor))
     generation = found.get("generation") or {}
     verification = Verification(
         max_abs_logit_difference=found["max_abs_logit_difference"],
@@ -185,33 +179,9 @@ def _job(scratch: Path, folder: Path, reference: Reference, has_processor: bool)
         "threads": torch.get_num_threads(),
         "processor": has_processor,
         "tensors": str(scratch / "reference.safetensors"),
-        "findings": str(scratch / "findings.json"),
         "new_tokens": reference.new_tokens,
         "special_tokens": reference.special_tokens,
     }
-
-
-def _run(scratch: Path, job: dict[str, Any]) -> dict[str, Any]:
-    (scratch / "job.json").write_text(json.dumps(job), encoding="utf-8")
-    # The program is handed over as text, and the folder of this package is not on the path of the process.
-    source = Path(reload.__file__).read_text(encoding="utf-8")
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    if "disk" in job["device_map"].values():
-        environment[OWN_PIECE_VARIABLE] = str(OWN_PIECE)
-    done = subprocess.run(
-        [sys.executable, "-c", source, str(scratch / "job.json")],
-        cwd=scratch,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode:
-        reason = (done.stderr.strip().splitlines() or [f"the process ended with {done.returncode}"])[-1]
-        # Linux kills the process that asks for too much, which leaves it no last word.
-        if done.returncode == -signal.SIGKILL or is_out_of_memory(reason):
-            raise MemoryError("the fresh process that loads the checkpoint ran out of memory")
-        raise VerificationError(f"the saved checkpoint does not load in a fresh process: {reason}")
-    return json.loads(Path(job["findings"]).read_text(encoding="utf-8"))
 
 
 def _device_map(model: PreTrainedModel) -> dict[str, str | int]:

@@ -9,7 +9,16 @@ from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from transformers import PreTrainedModel, ProcessorMixin
 
 from ..backbone import Backbone
-from ..checkpoint import CARD_NAME, Verification, atomic_folder, reference_of, trial_inputs, verify, write_checkpoint
+from ..checkpoint import (
+    CARD_NAME,
+    Verification,
+    atomic_folder,
+    fresh_process,
+    reference_of,
+    trial_inputs,
+    verify,
+    write_checkpoint,
+)
 from ..checkpoint.recovered import read_card, read_report, update_report, updated_card
 from ..errors import UserInputError
 from ..importance import SCORES_NAME, Scores
@@ -54,9 +63,9 @@ def save_recovered(
             "train in bfloat16 or float32."
         )
     scores = Scores.load(origin) if (origin / SCORES_NAME).is_file() else None
-    with atomic_folder(output) as folder:
+    with atomic_folder(output) as folder, fresh_process(layers_on_disk=False) as fresh:
         write_checkpoint(folder, model, processor, plan, scores, "5GB")
-        verification = verify(folder, reference, has_processor=True)
+        verification = verify(folder, reference, has_processor=True, fresh=fresh)
         if adapter is not None:
             (folder / ADAPTER_FOLDER).mkdir()
             for name in (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME):

@@ -3,8 +3,10 @@
 import copy
 import json
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,18 +26,24 @@ from optimum_mllm_prune.checkpoint import (
     Verification,
     VerificationError,
     auto_class,
+    fresh_process,
     generation_is_consistent,
     reference_of,
     reload,
     special_tokens,
-    verify,
 )
+from optimum_mllm_prune.checkpoint import verify as verify_by
 from optimum_mllm_prune.checkpoint.verification import CACHE_TOLERANCE, _raise_on_failure
 
 
 LAYERS = "model.language_model.layers"
 TRAINED = Path(__file__).parents[2] / "examples" / "digit_scenes" / "llava"
 LAST_NORM = "model.language_model.norm.weight"
+
+
+def verify(folder, reference, has_processor, layers_on_disk=False):
+    with fresh_process(layers_on_disk) as fresh:
+        return verify_by(folder, reference, has_processor, fresh)
 
 
 def inputs_for(model):
@@ -240,16 +248,47 @@ class TestPlaces:
         with pytest.raises(VerificationError, match="does not load in a fresh process"):
             verify(checkpoint, replace(reference, device_map=wrong), has_processor=False)
 
-    @pytest.mark.parametrize(("place", "said"), [("disk", "1048576"), ("cpu", "None")])
+    @pytest.mark.parametrize(("on_disk", "said"), [(True, "1048576"), (False, "None")])
     def test_where_layers_wait_on_disk_it_gives_memory_back_at_once(
-        self, checkpoint, reference, monkeypatch, tmp_path, place, said
+        self, checkpoint, reference, monkeypatch, tmp_path, on_disk, said
     ):
         monkeypatch.delenv("MALLOC_MMAP_THRESHOLD_", raising=False)
         told = 'raise RuntimeError(os.environ.get("MALLOC_MMAP_THRESHOLD_"))'
         (tmp_path / "reload.py").write_text(f"import os\n{told}\n")
         monkeypatch.setattr(reload, "__file__", str(tmp_path / "reload.py"))
         with pytest.raises(VerificationError, match=f"RuntimeError: {said}$"):
-            verify(checkpoint, replace(reference, device_map={"model": "cpu", LAYERS: place}), has_processor=False)
+            verify(checkpoint, reference, has_processor=False, layers_on_disk=on_disk)
+
+
+class TestFreshProcess:
+    @pytest.fixture
+    def waiting(self, monkeypatch, tmp_path):
+        """A program that says when it has started, and waits for its job as the real one does."""
+        (tmp_path / "reload.py").write_text(
+            f"import pathlib, sys\npathlib.Path({str(tmp_path / 'started')!r}).touch()\nsys.stdin.readline()\n"
+        )
+        monkeypatch.setattr(reload, "__file__", str(tmp_path / "reload.py"))
+        return tmp_path / "started"
+
+    def test_it_starts_before_there_is_a_checkpoint(self, waiting):
+        with fresh_process(layers_on_disk=False) as fresh:
+            deadline = time.monotonic() + 60
+            while not waiting.exists():
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            assert fresh.process.poll() is None and fresh.scratch.is_dir()
+
+    @pytest.mark.parametrize("end", [KeyboardInterrupt, ValueError])
+    def test_it_is_gone_whatever_happens(self, waiting, end):
+        with pytest.raises(end), fresh_process(layers_on_disk=False) as fresh:
+            raise end
+        assert fresh.process.returncode == -signal.SIGKILL
+        assert not fresh.scratch.exists()
+
+    def test_without_a_job_it_ends_quietly(self):
+        with fresh_process(layers_on_disk=False) as fresh:
+            assert fresh.process.communicate("", timeout=120) == (None, "")
+            assert fresh.process.returncode == 0
 
 
 class TestOutOfMemory:
