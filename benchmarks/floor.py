@@ -2,9 +2,10 @@
 
     python benchmarks/floor.py --importance taylor
 
-The command runs as a user would run it, on a LLaVA with random weights. The floor is to start Python with torch and
-transformers, read all weights, run all rows forward (and backward, where gradients are looked at) and write the
-weights that are left. Verification is told apart: in a process of its own the checkpoint is read and run once more.
+The command runs as a user would run it, on a LLaVA with random weights, in every turn another one. The floor is to
+start Python with torch and transformers, read all weights, run all rows forward (and backward, where gradients are
+looked at) and write the weights that are left. Verification is told apart: in a process of its own the checkpoint is
+read and run once more.
 """
 
 import argparse
@@ -87,6 +88,13 @@ def pruned(model: Path, output: Path, rows: Path, args: argparse.Namespace) -> d
     return json.loads((output / "pruning_report.json").read_text())["timings_seconds"] | {"whole": whole}
 
 
+def ratios_of(stages: Mapping[str, float], floor: Mapping[str, float]) -> dict[str, float]:
+    """What the command took in multiples of its floor, with and without the verification, which the floor lacks."""
+    bare = sum(floor[name] for name in ("start", "read", "passes", "write"))
+    verified = stages.get("reference", 0) + stages["verification"]
+    return {"whole": stages["whole"] / bare, "without verification": (stages["whole"] - verified) / bare}
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -94,17 +102,18 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=16)
     parser.add_argument("--width", type=int, default=2048)
     parser.add_argument("--rows", type=int, default=10)
-    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--turns", type=int, default=3, help="each with other weights and rows; medians count")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     with tempfile.TemporaryDirectory() as scratch:
         model, output, rows = (Path(scratch) / name for name in ("model", "out", "rows"))
-        random_model(args.layers, args.width).save_pretrained(model)
-        adapted_processor().save_pretrained(model)
-        subprocess.run([sys.executable, SCENES, rows, "--train", str(args.rows), "--test", "1"], check=True)
         turns = []
-        for _ in range(args.turns):
+        for turn in range(args.turns):
+            random_model(args.layers, args.width, seed=turn).save_pretrained(model)
+            adapted_processor().save_pretrained(model)
+            drawn = ("--train", str(args.rows), "--test", "1", "--seed", str(turn))
+            subprocess.run([sys.executable, SCENES, rows, *drawn], check=True)
             stages = pruned(model, output, rows, args)
             floor = {"start": started(), "read": read(model)}
             floor |= {"passes": passes(model, rows, args.importance, args.rows)}
@@ -116,12 +125,10 @@ def main() -> None:
     )
     print("stages, s:", told(stages))
     print("floor, s:", told(floor))
-    bare = sum(floor[name] for name in ("start", "read", "passes", "write"))
-    verified = stages.get("reference", 0) + stages["verification"]
-    print(f"whole {stages['whole']:.1f} s, of which verification {verified:.1f} s; floor {bare:.1f} s")
-    print(
-        f"whole / floor {stages['whole'] / bare:.2f}; without verification {(stages['whole'] - verified) / bare:.2f}"
-    )
+    ratios = [ratios_of(*turn) for turn in turns]
+    for name in ratios[0]:
+        found = sorted(ratio[name] for ratio in ratios)
+        print(f"{name} / floor: {statistics.median(found):.2f} ({found[0]:.2f} - {found[-1]:.2f})")
     print(f"largest resident set of any process: {peak:.2f} GB")
 
 

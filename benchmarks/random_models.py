@@ -29,9 +29,9 @@ def adapted_processor() -> ProcessorMixin:
     return processor
 
 
-def random_model(layers: int, width: int, vocabulary: int = VOCABULARY) -> PreTrainedModel:
+def random_model(layers: int, width: int, vocabulary: int = VOCABULARY, seed: int = 0) -> PreTrainedModel:
     """A LLaVA in fp32 for that processor: heads of 64, MLPs 2.75 times as wide as its hidden states, a small tower."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     processor = adapted_processor()
     text = LlamaConfig(
         vocab_size=vocabulary,
