@@ -57,17 +57,10 @@ def measure(importance: str, layers: int, width: int, rows: int, seed: int, thre
     }
 
 
-def by_seed(points: list[dict[str, float]]) -> dict[float, list[dict[str, float]]]:
-    """The points of each seed, in the order in which they grow."""
-    return {seed: [point for point in points if point["seed"] == seed] for seed in {p["seed"] for p in points}}
-
-
 def exponents(points: list[dict[str, float]], varied: str, name: str) -> list[float]:
     """Slope of the logarithm of what was measured over that of what was varied, of every seed, in ascending order."""
-    return sorted(
-        exponent([point[varied] for point in some], [point[name] for point in some])
-        for some in by_seed(points).values()
-    )
+    by_seed = [[point for point in points if point["seed"] == seed] for seed in {point["seed"] for point in points}]
+    return sorted(exponent([point[varied] for point in some], [point[name] for point in some]) for some in by_seed)
 
 
 def exponent(x: list[float], y: list[float]) -> float:

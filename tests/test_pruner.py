@@ -339,7 +339,7 @@ class TestScoresOfAPlan:
 
 class TestMemory:
     @pytest.mark.parametrize("kept", [True, False])
-    def test_the_model_is_gone_before_the_fresh_process_starts(self, monkeypatch, tmp_path, kept):
+    def test_the_model_is_gone_before_the_fresh_process_loads_its_own(self, monkeypatch, tmp_path, kept):
         made = MLLMPruner(tiny_llava.model())
         made.prune(BY_WEIGHTS)
         # A model may hold itself, as one spread by accelerate's hooks does: then only the collector frees it.

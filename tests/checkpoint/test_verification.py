@@ -83,6 +83,17 @@ def changed(copied):
     return change
 
 
+@pytest.fixture
+def runs_instead(monkeypatch, tmp_path):
+    """Let the fresh process run another program."""
+
+    def replace_by(program):
+        (tmp_path / "reload.py").write_text(program, encoding="utf-8")
+        monkeypatch.setattr(reload, "__file__", str(tmp_path / "reload.py"))
+
+    return replace_by
+
+
 class TestVerify:
     def test_a_good_one_passes(self, checkpoint, reference):
         found = verify(checkpoint, reference, has_processor=True)
@@ -146,7 +157,7 @@ class TestCache:
     """A cache that is wrong must fail the proof in every number format."""
 
     @pytest.fixture
-    def losing(self, monkeypatch, tmp_path):
+    def losing(self, runs_instead):
         """Make the fresh process lose the past of one decoder layer once it generates token by token."""
         source = Path(reload.__file__).read_text(encoding="utf-8")
         lose = (
@@ -160,8 +171,7 @@ class TestCache:
             "DynamicCache.update = lose\n"
         )
         start = 'if __name__ == "__main__":'
-        (tmp_path / "reload.py").write_text(source.replace(start, lose + start), encoding="utf-8")
-        monkeypatch.setattr(reload, "__file__", str(tmp_path / "reload.py"))
+        runs_instead(source.replace(start, lose + start))
 
     @pytest.mark.usefixtures("losing")
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -250,25 +260,21 @@ class TestPlaces:
 
     @pytest.mark.parametrize(("on_disk", "said"), [(True, "1048576"), (False, "None")])
     def test_where_layers_wait_on_disk_it_gives_memory_back_at_once(
-        self, checkpoint, reference, monkeypatch, tmp_path, on_disk, said
+        self, checkpoint, reference, monkeypatch, runs_instead, on_disk, said
     ):
         monkeypatch.delenv("MALLOC_MMAP_THRESHOLD_", raising=False)
-        told = 'raise RuntimeError(os.environ.get("MALLOC_MMAP_THRESHOLD_"))'
-        (tmp_path / "reload.py").write_text(f"import os\n{told}\n")
-        monkeypatch.setattr(reload, "__file__", str(tmp_path / "reload.py"))
+        runs_instead('import os\nraise RuntimeError(os.environ.get("MALLOC_MMAP_THRESHOLD_"))\n')
         with pytest.raises(VerificationError, match=f"RuntimeError: {said}$"):
             verify(checkpoint, reference, has_processor=False, layers_on_disk=on_disk)
 
 
 class TestFreshProcess:
     @pytest.fixture
-    def waiting(self, monkeypatch, tmp_path):
+    def waiting(self, runs_instead, tmp_path):
         """A program that says when it has started, and waits for its job as the real one does."""
-        (tmp_path / "reload.py").write_text(
-            f"import pathlib, sys\npathlib.Path({str(tmp_path / 'started')!r}).touch()\nsys.stdin.readline()\n"
-        )
-        monkeypatch.setattr(reload, "__file__", str(tmp_path / "reload.py"))
-        return tmp_path / "started"
+        started = tmp_path / "started"
+        runs_instead(f"import pathlib, sys\npathlib.Path({str(started)!r}).touch()\nsys.stdin.readline()\n")
+        return started
 
     def test_it_starts_before_there_is_a_checkpoint(self, waiting):
         with fresh_process(layers_on_disk=False) as fresh:
@@ -302,9 +308,8 @@ class TestOutOfMemory:
         ],
         ids=["killed", "GPU", "CPU", "Python"],
     )
-    def test_in_the_fresh_process(self, checkpoint, reference, monkeypatch, tmp_path, end):
-        (tmp_path / "reload.py").write_text(f"import torch\n{end}\n")
-        monkeypatch.setattr(reload, "__file__", str(tmp_path / "reload.py"))
+    def test_in_the_fresh_process(self, checkpoint, reference, runs_instead, end):
+        runs_instead(f"import torch\n{end}\n")
         with pytest.raises(MemoryError, match="the fresh process that loads the checkpoint ran out of memory"):
             verify(checkpoint, reference, has_processor=False)
 
