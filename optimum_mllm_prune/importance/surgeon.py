@@ -1,9 +1,12 @@
 """Optimal brain surgeon for whole columns: in which order inputs of a linear map go, the rest refitted every time."""
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor
+
+from .replay import replayed
 
 
 # Share of the mean diagonal that is added to the Gram matrix.
@@ -65,30 +68,49 @@ def _single(weight: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _panel(inverse: Tensor, products: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """The next columns to go and what they add; brings H and T up to date in place.
+    """The next columns to go and what they add; brings H and T up to date in place."""
+    panel = _Panel(inverse, products, width)
+    if inverse.is_cuda:
+        replayed(partial(panel.step, slice(None)), width, inverse.device)
+    else:
+        for number in range(width):
+            panel.step(slice(number))
+    inverse.addmm_(panel.a.T * panel.pivots, panel.a, alpha=-1)
+    products.addmm_(panel.a.T, panel.u, alpha=-1).addmm_(panel.u.T, panel.a, alpha=-1)
+    return panel.gone, panel.tops / panel.pivots
 
-    A GPU is done with one column sooner than it is told what to do: so little is asked of it as can be.
+
+class _Panel:
+    """Columns that go before the matrices are updated for all of them.
+
+    How many have gone and which one is next are tensors too: every step is the same work on the same memory.
     """
-    a, u = inverse.new_zeros(2, width, len(inverse))
-    pivots, tops = inverse.new_zeros(2, width)
-    of_inverse, of_products = inverse.diagonal().clone(), products.diagonal().clone()
-    gone = []
-    for number in range(width):
-        # As a number it is fetched from a GPU once, and not at every use.
-        chosen = int((of_products / of_inverse).argmin())
-        gone.append(chosen)
-        before, own_a, own_u = slice(number), a[:number, chosen], u[:number, chosen]
-        column = torch.addmv(inverse[chosen], a[before].T, own_a * pivots[before], alpha=-1)
-        product = torch.addmv(products[chosen], a[before].T, own_u, alpha=-1).addmv_(u[before].T, own_a, alpha=-1)
-        pivots[number], tops[number] = column[chosen], product[chosen]
-        torch.div(column, pivots[number], out=a[number])
-        torch.addcmul(product, a[number], tops[number], value=-0.5, out=u[number])
-        of_inverse.addcmul_(column, a[number], value=-1)
-        of_products.addcmul_(a[number], u[number], value=-2)
-        of_inverse[chosen], of_products[chosen] = 1.0, math.inf
-    inverse.addmm_(a.T * pivots, a, alpha=-1)
-    products.addmm_(a.T, u, alpha=-1).addmm_(u.T, a, alpha=-1)
-    return torch.tensor(gone, device=inverse.device), tops / pivots
+
+    def __init__(self, inverse: Tensor, products: Tensor, width: int) -> None:
+        self.inverse, self.products = inverse, products
+        self.a, self.u = inverse.new_zeros(2, width, len(inverse))
+        self.pivots, self.tops = inverse.new_zeros(2, width)
+        self.of_inverse, self.of_products = inverse.diagonal().clone(), products.diagonal().clone()
+        self.gone = torch.zeros(width, dtype=torch.long, device=inverse.device)
+        self.number = self.gone.new_zeros(1)
+
+    def step(self, before: slice) -> None:
+        """One more goes. `before` holds the columns that have gone; those that have not may be in it as well, since
+        they are zero."""
+        chosen = (self.of_products / self.of_inverse).argmin(dim=0, keepdim=True)
+        own_a, own_u = (rows[before].index_select(1, chosen).squeeze(1) for rows in (self.a, self.u))
+        column, product = (matrix.index_select(0, chosen).squeeze(0) for matrix in (self.inverse, self.products))
+        column.addmv_(self.a[before].T, own_a * self.pivots[before], alpha=-1)
+        product.addmv_(self.a[before].T, own_u, alpha=-1).addmv_(self.u[before].T, own_a, alpha=-1)
+        pivot, top = (values.index_select(0, chosen) for values in (column, product))
+        a = column / pivot
+        u = torch.addcmul(product, a, top, value=-0.5)
+        self.of_inverse.addcmul_(column, a, value=-1).index_fill_(0, chosen, 1.0)
+        self.of_products.addcmul_(a, u, value=-2).index_fill_(0, chosen, math.inf)
+        kept = (self.a, a.unsqueeze(0)), (self.u, u.unsqueeze(0)), (self.pivots, pivot), (self.tops, top)
+        for into, value in (*kept, (self.gone, chosen)):
+            into.index_copy_(0, self.number, value)
+        self.number += 1
 
 
 def _runs(weight: Tensor, inverse: Tensor, size: int) -> tuple[Tensor, Tensor]:
