@@ -5,6 +5,7 @@ import copy
 import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
 
 from .text_config import text_config
 
@@ -14,8 +15,11 @@ Shapes = dict[str, tuple[int, ...]]
 
 def skeleton(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
     """Build `model_class(config)` on the meta device: every name and shape, no memory."""
-    with torch.device("meta"):
-        return model_class._from_config(copy.deepcopy(config))
+    with torch.device("meta"), no_init_weights():
+        model = model_class._from_config(copy.deepcopy(config))
+    # Where nothing is initialised, nothing is tied.
+    model.tie_weights()
+    return model
 
 
 def shapes_of(model: nn.Module) -> Shapes:

@@ -11,6 +11,7 @@ from ..calibration.batches import Batch, Modality
 from ..calibration.processes import added_up, bar, dealt, launch
 from ..calibration.progress import Progress
 from ..calibration.walk import Walk
+from ..products import as_precise_as
 from .observer import Block, Observer, Subject, blocks, by_sample
 from .surgeon import removal_errors
 
@@ -88,5 +89,6 @@ def _nothing(site: Site, subject: Subject) -> Tensor:
 def _add(gram: Tensor, real: Sequence[Tensor] | None, number: int, states: Tensor) -> None:
     # Blocks outside the decoder see image features only.
     states, here = by_sample(states, None if real is None else real[number])
-    x = states[here.bool()]
-    gram += (x.T @ x).to(gram)
+    x = states[here.bool()].float()
+    with as_precise_as(states):
+        gram += (x.T @ x).to(gram)

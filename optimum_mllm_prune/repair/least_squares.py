@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..products import as_precise_as
+
 
 # Shares of the mean eigenvalue, from hardly any pull to what the map was, to almost nothing else.
 RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
@@ -41,7 +43,8 @@ class Moments:
         return cls(start.detach().float(), *sums)
 
     def add(self, x: Tensor, y: Tensor, weights: Tensor | None = None) -> None:
-        """Add tokens: x (tokens, k) and y (tokens, d); products are taken in fp32 and summed in fp64.
+        """Add tokens: x (tokens, k) and y (tokens, d); products are taken in fp32, on a GPU as precisely as x is, and
+        summed in fp64.
 
         Args:
             x: inputs.
@@ -49,13 +52,14 @@ class Moments:
             weights: (tokens,) of at least 0, how much each token counts; None is 1 each. One of 0 is still counted
                 among `tokens`.
         """
-        x, y = x.float(), y.float()
+        given, x, y = x, x.float(), y.float()
         if weights is not None:
             roots = weights.to(x).sqrt().unsqueeze(1)
             x, y = roots * x, roots.to(y) * y
-        error = y - x @ self.start.T
-        self.gram += x.T @ x
-        self.missing += x.T @ error
+        with as_precise_as(given):
+            error = y - x @ self.start.T
+            self.gram += x.T @ x
+            self.missing += x.T @ error
         self.left += error.double().square().sum().item()
         self.square += y.double().square().sum().item()
         self.tokens += len(x)
