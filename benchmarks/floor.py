@@ -1,11 +1,11 @@
 """The whole of `mllm-prune` against its floor: what no pruning can avoid, measured bare in the same run.
 
-    python benchmarks/floor.py --importance taylor
+    python benchmarks/floor.py --importance taylor --tokens 300
 
 The command runs as a user would run it, on a LLaVA with random weights, in every turn another one. The floor is to
-start Python with torch and transformers, read all weights, run all rows forward (and backward, where gradients are
-looked at) and write the weights that are left. Verification is told apart: in a process of its own the checkpoint is
-read and run once more.
+start Python with torch and transformers, read all weights, run all rows forward and, where a metric looks at
+gradients, backward (of what it looks at: the inputs of maps, or all weights of the decoder), and write the weights
+that are left. Verification is told apart: in a process of its own the checkpoint is read and run once more.
 """
 
 import argparse
@@ -18,10 +18,12 @@ import sysconfig
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
-from peers import forward, forward_and_backward
+from long_rows import write_rows
+from peers import differentiate, forward, forward_and_backward
 from random_models import adapted_processor, random_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
@@ -31,7 +33,6 @@ from optimum_mllm_prune.calibration.rows import load_rows
 from optimum_mllm_prune.importance.registry import metric_of
 
 
-SCENES = Path(__file__).parents[1] / "examples" / "digit_scenes" / "scenes.py"
 PROGRAM = Path(sysconfig.get_path("scripts")) / "optimum-cli"
 IMPORTS = "import torch; from transformers import AutoProcessor, LlavaForConditionalGeneration"
 
@@ -75,15 +76,21 @@ def passes(model: Path, rows: Path, importance: str, num_samples: int) -> float:
     """Seconds for bare passes over the rows."""
     loaded = AutoModelForImageTextToText.from_pretrained(model, dtype=torch.float32).eval()
     drawn = [normalize_row(row) for row in load_rows(str(rows), "train", num_samples)]
-    backward = metric_of(importance, "layer" if importance == "block_influence" else "width").needs == "backward"
-    return seconds_of(lambda: (forward_and_backward if backward else forward)(loaded, drawn))
+    metric = metric_of(importance, method_of(importance))
+    with_gradients = forward_and_backward if metric.blind_to_weights else differentiate
+    return seconds_of(partial(with_gradients if metric.needs == "backward" else forward, loaded, drawn))
+
+
+def method_of(importance: str) -> str:
+    """What goes by this metric here."""
+    return "layer" if importance == "block_influence" else "width"
 
 
 def pruned(model: Path, output: Path, rows: Path, args: argparse.Namespace) -> dict[str, float]:
     """The command; seconds of its stages, and of the whole."""
-    method = "layer" if args.importance == "block_influence" else "width"
-    words = ["--model", model, output, "--method", method, "--importance", args.importance, "--ratio", "0.3"]
-    words += ["--repair", "none", "--dataset", rows, "--num-samples", str(args.rows), "--device", "cpu", "--overwrite"]
+    wish = ("--method", method_of(args.importance), "--importance", args.importance, "--ratio", "0.3")
+    where = ("--dataset", rows, "--num-samples", str(args.rows), "--repair", "none", "--device", "cpu", "--overwrite")
+    words = ("--model", model, output, *wish, *where)
     whole = seconds_of(lambda: subprocess.run([PROGRAM, "mllm-prune", *words], check=True, capture_output=True))
     return json.loads((output / "pruning_report.json").read_text())["timings_seconds"] | {"whole": whole}
 
@@ -102,6 +109,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=16)
     parser.add_argument("--width", type=int, default=2048)
     parser.add_argument("--rows", type=int, default=10)
+    parser.add_argument("--tokens", type=int, default=85, help="of a row, of which its image takes 64")
     parser.add_argument("--turns", type=int, default=3, help="each with other weights and rows; medians count")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()
@@ -112,8 +120,7 @@ def main() -> None:
         for turn in range(args.turns):
             random_model(args.layers, args.width, seed=turn).save_pretrained(model)
             adapted_processor().save_pretrained(model)
-            drawn = ("--train", str(args.rows), "--test", "1", "--seed", str(turn))
-            subprocess.run([sys.executable, SCENES, rows, *drawn], check=True)
+            write_rows(rows, model, args.rows, args.tokens, turn)
             stages = pruned(model, output, rows, args)
             floor = {"start": started(), "read": read(model)}
             floor |= {"passes": passes(model, rows, args.importance, args.rows)}

@@ -62,7 +62,7 @@ def by_torch_pruning(model: PreTrainedModel, rows: Sequence) -> PreTrainedModel:
     import torch_pruning
 
     decoder, heads, ignored = model.model.language_model, {}, []
-    _differentiate(model, rows)
+    differentiate(model, rows)
     for layer in decoder.layers:
         attention = layer.self_attn
         for linear in (attention.q_proj, attention.k_proj, attention.v_proj):
@@ -89,7 +89,7 @@ def by_torch_pruning(model: PreTrainedModel, rows: Sequence) -> PreTrainedModel:
 
 def by_all_gradients(model: PreTrainedModel, rows: Sequence) -> PreTrainedModel:
     """Every gradient kept, then sums of |w g| over what belongs to a head or a channel."""
-    _differentiate(model, rows)
+    differentiate(model, rows)
     with torch.no_grad():
         for layer in model.model.language_model.layers:
             attention, mlp = layer.self_attn, layer.mlp
@@ -134,7 +134,7 @@ def _one_batch(rows: Sequence) -> Batch:
     return batch
 
 
-def _differentiate(model: PreTrainedModel, rows: Sequence) -> None:
+def differentiate(model: PreTrainedModel, rows: Sequence) -> None:
     """The gradients of all weights of the decoder."""
     model.requires_grad_(False)
     model.model.language_model.requires_grad_(True)
