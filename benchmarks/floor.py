@@ -75,7 +75,7 @@ def written(model: Path, folder: Path) -> float:
 def passes(model: Path, rows: Path, importance: str, num_samples: int) -> float:
     """Seconds for bare passes over the rows."""
     loaded = AutoModelForImageTextToText.from_pretrained(model, dtype=torch.float32).eval()
-    drawn = [normalize_row(row) for row in load_rows(str(rows), "train", num_samples)]
+    drawn = [normalize_row(row) for row in load_rows(str(rows), None, num_samples)]
     metric = metric_of(importance, method_of(importance))
     with_gradients = forward_and_backward if metric.blind_to_weights else differentiate
     return seconds_of(partial(with_gradients if metric.needs == "backward" else forward, loaded, drawn))
@@ -91,7 +91,7 @@ def pruned(model: Path, output: Path, rows: Path, args: argparse.Namespace) -> d
     wish = ("--method", method_of(args.importance), "--importance", args.importance, "--ratio", "0.3")
     where = ("--dataset", rows, "--num-samples", str(args.rows), "--repair", "none", "--device", "cpu", "--overwrite")
     words = ("--model", model, output, *wish, *where)
-    whole = seconds_of(lambda: subprocess.run([PROGRAM, "mllm-prune", *words], check=True, capture_output=True))
+    whole = seconds_of(lambda: subprocess.run([PROGRAM, "mllm-prune", *words], check=True, stdout=subprocess.DEVNULL))
     return json.loads((output / "pruning_report.json").read_text())["timings_seconds"] | {"whole": whole}
 
 

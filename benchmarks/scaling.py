@@ -91,7 +91,9 @@ def plot(found: Found, file: Path) -> None:
             one.set_xlabel(varied)
             one.set_ylabel(label)
             one.grid(which="both", alpha=0.3)
-            one.legend(fontsize=7, title="exponent", title_fontsize=7)
+            # Room for the legend above the lines.
+            one.set_ylim(top=one.get_ylim()[1] * 4)
+            one.legend(fontsize=7, title="exponent", title_fontsize=7, loc="upper left")
     figure.savefig(file, dpi=120)
 
 
