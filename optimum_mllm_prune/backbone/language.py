@@ -233,17 +233,17 @@ class Backbone:
             if kind != self.layer_kinds[old]:
                 raise NotExpressibleError(f"its config would make layer {old} one of kind '{kind}'")
 
-    @cached_property
-    def head_choices(self) -> dict[int, bool]:
-        """Numbers of head units that a checkpoint can have, fewer than now: number to "needs the twin"."""
-        choices = {}
-        has_twin = twin_name(self.config) is not None
-        for kept in range(self.heads.units - self.heads.stride, 0, -self.heads.stride):
-            for twin in (False, True) if has_twin else (False,):
-                if self._expressible(kept, twin):
-                    choices[kept] = twin
-                    break
-        return choices
+    @property
+    def fewer_heads(self) -> range:
+        """Numbers of head units below the present one that keep every group of them alike."""
+        return range(self.heads.units - self.heads.stride, 0, -self.heads.stride)
+
+    def needs_twin(self, heads: int) -> bool | None:
+        """Whether a checkpoint of so many head units needs the twin; None where there can be none."""
+        for twin in (False, True) if twin_name(self.config) is not None else (False,):
+            if self._expressible(heads, twin):
+                return twin
+        return None
 
     def _expressible(self, heads: int, twin: bool) -> bool:
         try:

@@ -1,9 +1,10 @@
 """Heads and channels that stay: the numbers that meet a budget, as far as the config can say them."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import groupby
 
 from ..backbone import Backbone, Group, NotExpressibleError, Sizes
 from ..backbone.skeleton import Shapes
@@ -108,7 +109,7 @@ class _Width:
         """
         self.share(1.0)
         heads, channels = self.group("heads"), self.group("channels")
-        choices, cost = self._head_choices(heads), self.cost(heads)
+        choices, cost = dict(self._usable(heads, (heads.units, *self.backbone.fewer_heads))), self.cost(heads)
         refused, found = None, False
         for kept in sorted(choices, key=lambda n: (choices[n], -n)):
             remove = self.budget.remove - (heads.units - kept) * cost
@@ -126,19 +127,33 @@ class _Width:
         if not found:
             raise refused or removes_nothing(self.budget)
 
-    def _head_choices(self, heads: Group) -> dict[int, bool]:
-        """Numbers of heads that a checkpoint can have, the present one among them, to "needs the twin"."""
-        fewer = {n: twin for n, twin in self.backbone.head_choices.items() if self.config.allow_twin or not twin}
-        return {heads.units: False} | fewer
-
     def _with_heads(self, heads: Group, share: float) -> tuple[Sizes, str]:
-        """The expressible number of heads nearest to their share; the original config class wins a tie."""
-        wanted, choices = heads.units * (1 - share), self._head_choices(heads)
-        kept = min(choices, key=lambda n: (round(abs(n - wanted), 6), choices[n], -n))
-        words = self._head_words(heads, kept, choices[kept])
-        if not choices[kept]:
+        """The expressible number of heads nearest to their share."""
+        wanted = heads.units * (1 - share)
+        kept, twin = self._nearest(heads, wanted)
+        words = self._head_words(heads, kept, twin)
+        if not twin:
             words += f" (their share would leave {wanted:.1f})"
-        return self._of_heads(heads, kept, choices[kept]), words
+        return self._of_heads(heads, kept, twin), words
+
+    def _nearest(self, heads: Group, wanted: float) -> tuple[int, bool]:
+        """The number of heads nearest to what is wanted that a checkpoint can have, and whether it needs the twin; of
+        two as near that of the original config class, or the larger one."""
+
+        def distance(number: int) -> float:
+            return round(abs(number - wanted), 6)
+
+        # What a checkpoint can have is asked for from the nearest on, since every answer takes a model to be built.
+        as_near = groupby(sorted((heads.units, *self.backbone.fewer_heads), key=distance), distance)
+        usable = (list(self._usable(heads, numbers)) for _, numbers in as_near)
+        return min(next(filter(None, usable)), key=lambda one: (one[1], -one[0]))
+
+    def _usable(self, heads: Group, numbers: Iterable[int]) -> Iterator[tuple[int, bool]]:
+        """Of these numbers of heads those that a checkpoint can have, and whether they need the twin."""
+        for number in numbers:
+            twin = False if number == heads.units else self.backbone.needs_twin(number)
+            if twin is False or (twin and self.config.allow_twin):
+                yield number, twin
 
     def _of_heads(self, heads: Group, kept: int, twin: bool) -> Sizes:
         return replace(self.whole, heads=None if kept == heads.units else kept, twin=twin)

@@ -6,9 +6,9 @@ config has such a key, and in some families the vision tower is as deep (and its
 """
 
 from families import catalogue, further
-from families.family import Family, greedy, randomise, reload
+from families.family import Family, greedy, head_choices, randomise, reload
 
 
 FAMILIES: dict[str, Family] = {family.name: family for source in (catalogue, further) for family in source.families()}
 
-__all__ = ["FAMILIES", "Family", "greedy", "randomise", "reload"]
+__all__ = ["FAMILIES", "Family", "greedy", "head_choices", "randomise", "reload"]

@@ -13,6 +13,7 @@ from transformers import AutoModelForImageTextToText, PreTrainedConfig, PreTrain
 
 from families.inputs import Tensors, rows
 from families.sizes import PAD, SPECIAL_TOKENS
+from optimum_mllm_prune.backbone import Backbone
 
 
 @dataclass(frozen=True)
@@ -98,3 +99,9 @@ def greedy(
         output_logits=True,
     )
     return output.sequences[:, -new_tokens:], torch.stack(output.logits, dim=1)
+
+
+def head_choices(backbone: Backbone) -> dict[int, bool]:
+    """Numbers of head units that a checkpoint can have, fewer than now: number to "needs the twin"."""
+    choices = {kept: backbone.needs_twin(kept) for kept in backbone.fewer_heads}
+    return {kept: twin for kept, twin in choices.items() if twin is not None}

@@ -4,9 +4,9 @@ from functools import cache
 
 import pytest
 import torch
-from backbone.llava_7b import BACKBONE_PARAMETERS, PARAMETERS, llava_7b
-from families import FAMILIES
-from hypothesis import given
+from backbone.llava_7b import BACKBONE_PARAMETERS, PARAMETERS, llava_7b, llava_7b_config
+from families import FAMILIES, head_choices
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from optimum_mllm_prune.backbone import Backbone, NotExpressibleError, model_class_of
@@ -14,7 +14,7 @@ from optimum_mllm_prune.configuration import PruningConfig
 from optimum_mllm_prune.errors import UserInputError
 from optimum_mllm_prune.importance import Scores
 from optimum_mllm_prune.planning import account
-from optimum_mllm_prune.planning.width import channel_multiple
+from optimum_mllm_prune.planning.width import _Width, channel_multiple
 
 
 RATIOS = [0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6]
@@ -75,6 +75,25 @@ def test_the_twin_is_named():
 def test_the_twin_is_not_used_where_it_is_not_needed():
     made = account(llava_7b(), PruningConfig(ratio=0.48, channel_multiple=1))
     assert (made.sizes.heads, made.sizes.twin) == (16, False)
+
+
+@pytest.mark.parametrize("allow_twin", [True, False])
+@settings(deadline=None)
+@given(wanted=st.one_of(st.floats(0.1, 32), st.integers(1, 64).map(lambda halves: halves / 2)))
+def test_the_nearest_number_of_heads_of_all_that_a_checkpoint_can_have(allow_twin, wanted):
+    backbone, config = llava_7b(), PruningConfig(ratio=0.3, allow_twin=allow_twin)
+    choices = {32: False} | {n: twin for n, twin in head_choices(backbone).items() if allow_twin or not twin}
+    nearest = min(choices, key=lambda n: (round(abs(n - wanted), 6), choices[n], -n))
+    found = _Width(backbone, config, (), None, None)._nearest(backbone.heads, wanted)
+    assert found == (nearest, choices[nearest])
+
+
+def test_few_models_are_built_to_find_it(monkeypatch):
+    built, build = [], Backbone.built
+    monkeypatch.setattr(Backbone, "built", lambda self, sizes: built.append(sizes) or build(self, sizes))
+    made = account(Backbone(model_class_of(llava_7b_config()), llava_7b_config()), PruningConfig(ratio=0.3))
+    assert made.sizes.heads == 22
+    assert 0 < len(built) < 6
 
 
 @pytest.mark.parametrize(("layers", "after"), [(5, 6_051_510_272), (10, 5_039_593_472)])

@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 import torch
 from accelerate import cpu_offload
-from families import FAMILIES
+from families import FAMILIES, head_choices
 from masking import masked, plan_removing
 
 from optimum_mllm_prune.backbone import Backbone, NotExpressibleError
@@ -97,7 +97,7 @@ def apart(backbone):
 
 
 def native(backbone):
-    return max(n for n, twin in backbone.head_choices.items() if not twin)
+    return max(n for n, twin in head_choices(backbone).items() if not twin)
 
 
 def case(family, unit):
@@ -114,7 +114,7 @@ def case(family, unit):
         return backbone, plan_removing(backbone, channels=backbone.channels.units * 5 // 8)
     if unit == "twin heads":
         return backbone, plan_removing(
-            backbone, heads=max(n for n, twin in backbone.head_choices.items() if twin), twin=True
+            backbone, heads=max(n for n, twin in head_choices(backbone).items() if twin), twin=True
         )
     if unit == "hidden":
         return backbone, plan_removing(backbone, hidden=backbone.hidden.size * 5 // 8)
@@ -177,12 +177,12 @@ def test_what_a_config_cannot_say_is_refused_with_the_reason(family, kind):
 
 @pytest.mark.parametrize("family", [name for name in FAMILIES if can(name, "heads")])
 def test_only_llama_without_biases_needs_and_has_a_twin(family):
-    assert any(backbone_of(family).head_choices.values()) == (family in WITH_TWIN)
+    assert any(head_choices(backbone_of(family)).values()) == (family in WITH_TWIN)
 
 
 @pytest.mark.parametrize("family", sorted(ONE_QUERY_HEAD_A_GROUP))
 def test_a_group_of_one_query_head_gives_none(family):
-    assert backbone_of(family, "query").head_choices == {}
+    assert head_choices(backbone_of(family, "query")) == {}
 
 
 @pytest.mark.parametrize("unit", ["layers", "heads", "query heads", "channels", "heads and channels", "hidden"])
@@ -218,8 +218,8 @@ def test_any_depth_down_to_one_layer(keep):
 def test_every_expressible_number_of_heads():
     backbone = backbone_of("llava_llama")
     inputs = inputs_of("llava_llama")["image"]
-    assert sorted(backbone.head_choices) == [1, 2, 3, 4, 5, 6, 7]
-    for kept, twin in backbone.head_choices.items():
+    assert sorted(head_choices(backbone)) == [1, 2, 3, 4, 5, 6, 7]
+    for kept, twin in head_choices(backbone).items():
         plan = plan_removing(backbone, heads=kept, twin=twin)
         pruned = pruned_copy("llava_llama", backbone, plan)
         text = pruned.config.text_config

@@ -6,7 +6,7 @@ from functools import cache
 
 import pytest
 import torch
-from families import FAMILIES, greedy, reload
+from families import FAMILIES, greedy, head_choices, reload
 from masking import plan_removing
 
 from optimum_mllm_prune.backbone import Backbone
@@ -61,7 +61,7 @@ def narrowed(family):
     groups = {group.kind: group for group in backbone.groups()[0]}
     plan = plan_removing(
         backbone,
-        heads=max(n for n, twin in backbone.head_choices.items() if not twin) if "heads" in groups else None,
+        heads=max(n for n, twin in head_choices(backbone).items() if not twin) if "heads" in groups else None,
         channels=groups["channels"].units // 2 if "channels" in groups else None,
     )
     return pruned_model(copy.deepcopy(original(family)), backbone, plan), backbone, plan
