@@ -59,6 +59,18 @@ def test_panels_change_nothing(panel, monkeypatch):
     assert torch.allclose(removal_errors(x.T @ x, weight, 12), naive(x, weight, 12), atol=1e-8)
 
 
+def test_a_step_need_not_be_told_how_many_have_gone():
+    x, weight = made(0, 60, 12)
+    inverse, products = (x.T @ x).inverse(), weight.T @ weight
+    told, untold = (surgeon._Panel(inverse, products, 5) for _ in range(2))
+    for number in range(5):
+        told.step(slice(number))
+        untold.step(slice(None))
+    assert told.gone.tolist() == untold.gone.tolist()
+    assert torch.allclose(told.tops / told.pivots, untold.tops / untold.pivots)
+    assert torch.allclose(told.a, untold.a) and torch.allclose(told.u, untold.u)
+
+
 def test_a_copy_of_another_channel_costs_nothing_once():
     x, weight = made(1, 200, 6)
     x[:, 4] = x[:, 2]
