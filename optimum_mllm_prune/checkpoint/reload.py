@@ -96,46 +96,29 @@ def logit_difference(model: Any, inputs: dict[str, torch.Tensor], expected: torc
 def generate_both_ways(
     model: Any, layers: nn.ModuleList, inputs: dict[str, torch.Tensor], special_tokens: list[int], new_tokens: int
 ) -> dict[str, Any]:
-    """Greedy generation with a cache, special tokens suppressed, beside one pass over the same tokens without a cache,
-    both computed in float32.
-
-    Args:
-        model: can generate.
-        layers: its decoder layers.
-        inputs: what forward takes, tensors by name.
-        special_tokens: ids that are not generated.
-        new_tokens: how many tokens to generate, at least 2.
+    """Greedy generation with and without a cache, special tokens suppressed, computed in float32.
 
     Returns:
-        "difference": the largest difference of the logits behind these tokens; "equal": whether the same token is the
-        likeliest both ways, every time; "gap": how far the logits of the two tokens lie apart where it is not, 0
-        where it always is. Difference and gap are shares of the largest logit.
+        "equal": whether both ways give the same tokens; "difference": the largest difference of the logits behind
+        them, up to the first token that differs; "gap": how far the two tokens' logits lie apart where they first
+        differ, 0 where none does. Both are shares of the largest logit.
     """
     options = {"do_sample": False, "num_beams": 1, "min_new_tokens": new_tokens, "max_new_tokens": new_tokens}
     options |= {"suppress_tokens": special_tokens, "return_dict_in_generate": True, "output_logits": True}
     inputs = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in inputs.items()}
     with in_float32(model, layers):
-        cached = model.generate(**inputs, **options, use_cache=True)
-        longer = continued(inputs, cached.sequences[:, -new_tokens:-1])
-        expected = model(**longer, use_cache=False).logits[:, -new_tokens:].float()
-    logits = torch.stack(cached.logits, dim=1).float()
-    token, other = (way.argmax(dim=-1, keepdim=True) for way in (logits, expected))
+        cached, plain = (model.generate(**inputs, **options, use_cache=use_cache) for use_cache in (True, False))
+    tokens, others = (way.sequences[:, -new_tokens:] for way in (cached, plain))
+    logits, expected = (torch.stack(way.logits, dim=1).float() for way in (cached, plain))
+    same = (tokens == others).long().cumprod(dim=1).bool()
+    reached = torch.cat([torch.ones_like(same[:, :1]), same[:, :-1]], dim=1)
+    chosen, other = (expected.gather(-1, ids.unsqueeze(-1)).squeeze(-1) for ids in (others, tokens))
     largest = expected.abs().max()
     return {
-        "difference": ((logits - expected).abs().max() / largest).item(),
-        "equal": bool((token == other).all()),
-        "gap": ((expected.gather(-1, other) - expected.gather(-1, token)).max() / largest).item(),
+        "equal": bool(same.all()),
+        "difference": ((logits - expected).abs().amax(dim=-1)[reached].max() / largest).item(),
+        "gap": ((chosen - other)[reached].max() / largest).item(),
     }
-
-
-def continued(inputs: dict[str, torch.Tensor], tokens: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Inputs (rows, length, ...) with more tokens (rows, number) behind, as `generate` goes on with them: of masks
-    and kinds of tokens the last one is repeated. What belongs to images stays."""
-    length = inputs["input_ids"].shape
-    by_token = [name for name, of in inputs.items() if of.shape[:2] == length and not name.startswith("pixel")]
-    more = {name: inputs[name][:, -1:].repeat_interleave(tokens.shape[1], dim=1) for name in by_token}
-    more["input_ids"] = tokens
-    return inputs | {name: torch.cat([inputs[name], behind], dim=1) for name, behind in more.items()}
 
 
 @contextmanager

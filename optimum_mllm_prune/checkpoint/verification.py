@@ -36,7 +36,7 @@ class Reference:
         layers: name of the list of decoder layers.
         attention: attention implementation of the whole model ("") and of each part.
         special_tokens: ids that generation must not choose.
-        new_tokens: how many tokens to generate, and to look at without a cache; 0 where these cannot be compared.
+        new_tokens: how many tokens to generate with and without a cache; 0 where these cannot be compared.
     """
 
     inputs: dict[str, Tensor]
@@ -58,8 +58,8 @@ class Verification:
         max_abs_logit_difference: at real tokens, between the loaded model and the one in memory.
         missing_keys: weights that the checkpoint lacks, or has in another shape.
         unexpected_keys: weights that the model does not know.
-        generated_tokens_equal: whether the likeliest tokens with and without a cache are the same; False only where
-            their logits tie; None where the architecture's own generation differs already, or it cannot generate.
+        generated_tokens_equal: whether greedy tokens with and without a cache are the same; False only where their
+            logits tie; None where the architecture's own generation differs already, or it cannot generate.
         cache_logit_difference: the largest difference of the logits behind these tokens, computed in float32, as a
             share of the largest logit; None where it was not compared.
         without_package: whether the process never had this package.
@@ -137,7 +137,7 @@ def verify(folder: Path, reference: Reference, has_processor: bool, fresh: Fresh
 
 
 def generation_is_consistent(model: PreTrainedModel, inputs: dict[str, Tensor], layers: str) -> bool:
-    """Whether greedy generation with a cache gives what a pass without one does; false where there is none.
+    """Whether greedy generation gives the same with and without a cache; false where the model cannot generate.
 
     Logits are compared even where the tokens agree, which those of two different ways of attention do by luck.
     """

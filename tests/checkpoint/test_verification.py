@@ -191,35 +191,6 @@ class TestCache:
         assert found["gap"] == 0
         assert found["difference"] < CACHE_TOLERANCE / 100
 
-    def test_without_a_cache_one_pass_is_enough(self):
-        model, passes = tiny_llava.model(), []
-        inputs = inputs_for(model)
-
-        def note(module, args, kwargs):
-            passes.append((kwargs["use_cache"], kwargs["input_ids"].shape[1]))
-
-        with model.register_forward_pre_hook(note, with_kwargs=True):
-            reload.generate_both_ways(model, model.get_submodule(LAYERS), inputs, [], 4)
-        length = inputs["input_ids"].shape[1]
-        assert passes == [(True, length), (True, 1), (True, 1), (True, 1), (False, length + 3)]
-
-    def test_inputs_go_on_with_the_last_mask_and_the_last_kind_of_token(self):
-        inputs = {
-            "input_ids": torch.tensor([[1, 2, 3], [4, 5, 6]]),
-            "attention_mask": torch.tensor([[0, 1, 1], [1, 1, 1]]),
-            "token_type_ids": torch.tensor([[1, 1, 0], [0, 0, 2]]),
-            "cross_attention_mask": torch.arange(12).reshape(2, 3, 2),
-            "pixel_values": torch.zeros(2, 3, 4, 4),
-            "image_grid_thw": torch.tensor([[1, 4, 4]]),
-        }
-        longer = reload.continued(inputs, torch.tensor([[7, 8], [9, 10]]))
-        assert longer["input_ids"].tolist() == [[1, 2, 3, 7, 8], [4, 5, 6, 9, 10]]
-        assert longer["attention_mask"].tolist() == [[0, 1, 1, 1, 1], [1, 1, 1, 1, 1]]
-        assert longer["token_type_ids"].tolist() == [[1, 1, 0, 0, 0], [0, 0, 2, 2, 2]]
-        assert longer["cross_attention_mask"][1].tolist() == [[6, 7], [8, 9], [10, 11], [10, 11], [10, 11]]
-        assert longer["pixel_values"] is inputs["pixel_values"]
-        assert longer["image_grid_thw"] is inputs["image_grid_thw"]
-
     def test_tokens_that_differ_are_told_with_their_gap(self):
         model = tiny_llava.model()
 
