@@ -12,14 +12,14 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from optimum.utils import logging
 from safetensors import SafetensorError
-from transformers import AutoConfig, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel, modeling_utils
-from transformers.utils import is_bitsandbytes_available
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, modeling_utils
 from transformers.utils.hub import cached_file, extract_commit_hash
 
 from .backbone import model_class_of
 from .configuration import PruningConfig
 from .errors import UserInputError, first_line, is_out_of_memory
 from .memory import give_back_at_once
+from .quantization import computing_as_stored, quantized
 from .quiet import quiet
 
 
@@ -90,9 +90,9 @@ def load_model(
         raise UserInputError("device and device_map both say where the model goes: give one of them.")
     check_device(device)
     if quantization is not None:
-        hub["quantization_config"] = _quantized(quantization)
         # It cannot be moved once it is loaded.
         device_map = device_map or {"": device or first_device()}
+        hub["quantization_config"] = quantized(quantization, config, device_map)
     # Only a device map can leave weights on disk.
     folder = device_map and TemporaryDirectory(prefix="mllm-prune-", ignore_cleanup_errors=True)
     try:
@@ -130,7 +130,7 @@ def load_model(
     if found["unexpected_keys"]:
         strange = sorted(str(key) for key in found["unexpected_keys"])
         logger.warning(f"{len(strange)} tensors belong to no weight and are left out (first: {strange[0]}).")
-    return model.eval()
+    return computing_as_stored(model.eval())
 
 
 def first_device() -> str:
@@ -194,17 +194,6 @@ def _read_not_mapped(device_map: Any) -> Iterator[None]:
         yield
     finally:
         modeling_utils.safe_open = own
-
-
-def _quantized(quantization: str) -> BitsAndBytesConfig:
-    if quantization not in ("8bit", "4bit"):
-        raise UserInputError(f"unknown quantization '{quantization}': use 8bit or 4bit.")
-    if not is_bitsandbytes_available():
-        raise UserInputError(
-            f"a model in {quantization} needs bitsandbytes, which is not installed: "
-            "pip install 'optimum-mllm-prune[quantized]'."
-        )
-    return BitsAndBytesConfig(**{f"load_in_{quantization}": True})
 
 
 def _without_weights(model_id: str, error: OSError) -> str:

@@ -1,6 +1,8 @@
 """Models and devices that are refused, and what is written down of names."""
 
 import json
+import logging
+import re
 
 import pytest
 import torch
@@ -15,6 +17,21 @@ def reason_of(call):
         call()
     assert "\n" not in str(error.value)
     return str(error.value)
+
+
+def saved_in_whole_blocks(tmp_path):
+    tiny_llava.in_whole_blocks().save_pretrained(tmp_path / "whole")
+    tiny_llava.processor().save_pretrained(tmp_path / "whole")
+    return str(tmp_path / "whole")
+
+
+@pytest.fixture
+def warned(caplog):
+    """What is warned of when models are quantized."""
+    logger = logging.getLogger("optimum.mllm_prune.quantization")
+    logger.addHandler(caplog.handler)
+    yield caplog
+    logger.removeHandler(caplog.handler)
 
 
 class TestDevice:
@@ -111,7 +128,7 @@ class TestQuantized:
         [("width", "taylor_group", "8bit"), ("width", "taylor_group", "4bit"), ("layer", "block_influence", "4bit")],
     )
     def test_scores_are_near_those_of_the_whole_model(self, method, importance, bits, tmp_path):
-        folder = str(tiny_llava.save_model(tmp_path / "llava"))
+        folder = saved_in_whole_blocks(tmp_path)
         config = PruningConfig(method=method, importance=importance, num_samples=4)
         rows = tiny_llava.rows()
         few, whole = (
@@ -123,6 +140,30 @@ class TestQuantized:
             both = torch.stack([few.tensors[kind].flatten(), scores.flatten()])
             assert not torch.equal(*both)
             assert torch.corrcoef(both)[0, 1] > (0.99 if bits == "8bit" else 0.8), kind
+
+    @pytest.mark.parametrize("instructions", [True, False])
+    def test_gradients_pass_after_a_pass_without_them_on_every_cpu(self, instructions, tmp_path, monkeypatch):
+        """With instructions for bfloat16 bitsandbytes would pack the weights."""
+        monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: instructions)
+        folder = saved_in_whole_blocks(tmp_path)
+        made = MLLMPruner.from_pretrained(folder, "float32", "cpu", quantization="4bit")
+        with torch.no_grad():
+            made.model(input_ids=torch.tensor([[5, 6, 7]]))
+        config = PruningConfig(importance="taylor_group", num_samples=2)
+        assert all((scores > 0).all() for scores in made.score(config, tiny_llava.rows()).tensors.values())
+
+    def test_what_four_bits_cannot_hold_on_a_cpu_stays_whole(self, tmp_path, warned):
+        folder = str(tiny_llava.save_model(tmp_path / "llava"))
+        model = load_model(folder, load_config(folder), device="cpu", quantization="4bit")
+        held = {name for name, module in model.named_modules() if type(module).__name__ == "Linear4bit"}
+        # Of all maps these alone read a multiple of 64 numbers.
+        assert held == {f"model.vision_tower.encoder.layers.{layer}.mlp.fc2" for layer in range(3)}
+        (told,) = {record.getMessage() for record in warned.records}
+        assert re.fullmatch(
+            r"\d+ of \d+ linear maps are not held in 4 bits, since on a CPU that takes inputs in multiples of 64 "
+            r"\(first: [\w.]+, \d+\)\.",
+            told,
+        )
 
     @pytest.mark.parametrize(
         ("wish", "told"),
@@ -168,7 +209,7 @@ class TestQuantized:
         assert line == "unknown quantization '2bit': use 8bit or 4bit."
 
     def test_without_bitsandbytes(self, tmp_path, monkeypatch):
-        monkeypatch.setattr("optimum_mllm_prune.loading.is_bitsandbytes_available", lambda: False)
+        monkeypatch.setattr("optimum_mllm_prune.quantization.is_bitsandbytes_available", lambda: False)
         folder = str(tiny_llava.save_model(tmp_path / "llava"))
         line = reason_of(lambda: load_model(folder, load_config(folder), quantization="4bit"))
         assert line == (

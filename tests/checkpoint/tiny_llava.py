@@ -40,6 +40,16 @@ def model():
     return copy.deepcopy(_model())
 
 
+def in_whole_blocks():
+    """One whose maps all read a multiple of 64 numbers."""
+    config = copy.deepcopy(_model().config)
+    for part, mlp in ((config.text_config, 448), (config.vision_config, 256)):
+        part.update({"hidden_size": 128, "intermediate_size": mlp})
+    config.text_config.head_dim = 16
+    torch.manual_seed(0)
+    return type(_model())(config).eval()
+
+
 def moved(by):
     """A copy whose weights are moved at random, always in the same way."""
     made = model()
