@@ -234,9 +234,9 @@ class Backbone:
                 raise NotExpressibleError(f"its config would make layer {old} one of kind '{kind}'")
 
     @property
-    def fewer_heads(self) -> range:
-        """Numbers of head units below the present one that keep every group of them alike."""
-        return range(self.heads.units - self.heads.stride, 0, -self.heads.stride)
+    def head_numbers(self) -> range:
+        """Numbers of head units that keep every group of them alike, from the present one down."""
+        return range(self.heads.units, 0, -self.heads.stride)
 
     def needs_twin(self, heads: int) -> bool | None:
         """Whether a checkpoint of so many head units needs the twin; None where there can be none."""

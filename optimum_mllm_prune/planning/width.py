@@ -109,7 +109,7 @@ class _Width:
         """
         self.share(1.0)
         heads, channels = self.group("heads"), self.group("channels")
-        choices, cost = dict(self._usable(heads, (heads.units, *self.backbone.fewer_heads))), self.cost(heads)
+        choices, cost = dict(self._usable(heads, self.backbone.head_numbers)), self.cost(heads)
         refused, found = None, False
         for kept in sorted(choices, key=lambda n: (choices[n], -n)):
             remove = self.budget.remove - (heads.units - kept) * cost
@@ -144,7 +144,7 @@ class _Width:
             return round(abs(number - wanted), 6)
 
         # What a checkpoint can have is asked for from the nearest on, since every answer takes a model to be built.
-        as_near = groupby(sorted((heads.units, *self.backbone.fewer_heads), key=distance), distance)
+        as_near = groupby(sorted(self.backbone.head_numbers, key=distance), distance)
         usable = (list(self._usable(heads, numbers)) for _, numbers in as_near)
         return min(next(filter(None, usable)), key=lambda one: (one[1], -one[0]))
 

@@ -103,5 +103,5 @@ def greedy(
 
 def head_choices(backbone: Backbone) -> dict[int, bool]:
     """Numbers of head units that a checkpoint can have, fewer than now: number to "needs the twin"."""
-    choices = {kept: backbone.needs_twin(kept) for kept in backbone.fewer_heads}
+    choices = {kept: backbone.needs_twin(kept) for kept in backbone.head_numbers[1:]}
     return {kept: twin for kept, twin in choices.items() if twin is not None}
