@@ -20,9 +20,7 @@ def reason_of(call):
 
 
 def saved_in_whole_blocks(tmp_path):
-    tiny_llava.in_whole_blocks().save_pretrained(tmp_path / "whole")
-    tiny_llava.processor().save_pretrained(tmp_path / "whole")
-    return str(tmp_path / "whole")
+    return str(tiny_llava.save_model(tmp_path / "whole", tiny_llava.in_whole_blocks()))
 
 
 @pytest.fixture

@@ -46,8 +46,9 @@ def in_whole_blocks():
     for part, mlp in ((config.text_config, 448), (config.vision_config, 256)):
         part.update({"hidden_size": 128, "intermediate_size": mlp})
     config.text_config.head_dim = 16
-    torch.manual_seed(0)
-    return type(_model())(config).eval()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return type(_model())(config).eval()
 
 
 def moved(by):
@@ -66,8 +67,9 @@ def rows() -> Dataset:
     return scenes.build(12, 8)["train"]
 
 
-def save_model(folder: Path) -> Path:
-    _model().save_pretrained(folder)
+def save_model(folder: Path, made=None) -> Path:
+    """Another model where one is given."""
+    (made or _model()).save_pretrained(folder)
     processor().save_pretrained(folder)
     return folder
 

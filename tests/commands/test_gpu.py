@@ -24,10 +24,7 @@ EACH = [(method, name) for name, by_method in METRICS.items() for method in by_m
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """The example's LLaVA with weights that are far from all alike."""
-    folder = tmp_path_factory.mktemp("models") / "moved"
-    tiny_llava.moved(0.05).save_pretrained(folder)
-    tiny_llava.processor().save_pretrained(folder)
-    return folder
+    return tiny_llava.save_model(tmp_path_factory.mktemp("models") / "moved", tiny_llava.moved(0.05))
 
 
 def scored(folder, method, importance, **where):
